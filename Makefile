@@ -1,0 +1,58 @@
+# Every target sets itself up in .venv; nothing but Python (3.10 to 3.13) and make is needed.
+PYTHON ?= python3
+# CPU build of torch. Empty: pip's own configuration alone, which on Linux means the CUDA build.
+TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
+DEMO ?= demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help setup demo test lint bench clean
+help:
+	@echo "make demo    write a small BIDS data set, segment it, say where to look"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   run the benchmarks: one table each"
+
+# torch comes first and without dependencies: its index is asked once, briefly, and for nothing else.
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (the first time takes a few minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --no-deps --retries 0 --timeout 10 \
+	    $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) torch \
+	    || $(PIP) --no-deps torch
+	@$(PIP) --editable ".[dev]"
+	@touch $@
+	@echo "$(VENV) is ready: $$($(BIN)/python --version), torch $$($(BIN)/python -c 'import torch; print(torch.__version__)')"
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/bids_synthseg_tools demo $(DEMO)/bids
+	$(BIN)/bids_synthseg $(DEMO)/bids $(DEMO)/derivatives participant --save-per-image
+	$(BIN)/bids_synthseg_tools evaluate $(DEMO)/derivatives $(DEMO)/bids/derivatives/reference
+	$(BIN)/bids_synthseg_tools figure $(DEMO)/bids/sub-adult/anat/sub-adult_T1w.nii.gz \
+	    $(DEMO)/derivatives/sub-adult/anat/sub-adult_space-T1w_desc-aseg_dseg.nii.gz $(DEMO)/adult.png
+	$(BIN)/bids_synthseg_tools figure $(DEMO)/bids/sub-infant/anat/sub-infant_T2w.nii.gz \
+	    $(DEMO)/derivatives/sub-infant/anat/sub-infant_space-T2w_desc-aseg_dseg.nii.gz $(DEMO)/infant.png
+	@echo
+	@echo "The demo is done. Look at:"
+	@echo "  $(DEMO)/adult.png, $(DEMO)/infant.png      the segmentations over the images"
+	@echo "  $(DEMO)/derivatives/sub-*/anat/            label maps, brain masks, volumes"
+	@echo "  $(DEMO)/derivatives/logs/status.tsv        what happened, one row per session"
+
+test: $(READY)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy bids_synthseg
+
+bench: $(READY)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

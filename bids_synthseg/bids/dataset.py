@@ -1,0 +1,160 @@
+"""The output as a data set: whether it may lie where it is asked for, and the files at its root.
+
+The root files depend on the input, the version and the label table alone, so that every shard of a
+job writes the same bytes and no order matters.
+"""
+
+import json
+import logging
+import os
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+
+from bids_synthseg import __version__
+from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.bids.query import read_description
+from bids_synthseg.bids.tables import format_table, label_table_text
+from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.storage import atomic_file, make_folder, write_text
+
+NAME = "bids_synthseg"
+BIDS_VERSION = "1.10.0"
+# `figures` and `training` without a slash: with one, the validator ignores their content only.
+BIDSIGNORE = "*.html\nlogs/\n**/figures\n*_xfm.*\n*_volumes.*\ngroup_*\ntraining\n"
+_DESCRIPTIONS = {
+    "aseg": "Segmentation, and volumes by it, with FreeSurfer's aseg numbers up to 255",
+    "native": "Segmentation with the labels of the model, of which some are finer than aseg",
+    "brain": "Mask of the brain: the union of its labels, holes filled",
+    "posteriors": "Posterior probability of every label of the model, one volume each",
+    "preproc": "The image that was segmented, where a session has several of one contrast",
+    "qc": "Measures of the quality of the segmentation, per structure",
+}
+_README = """\
+# Brain segmentation by bids_synthseg
+
+Derivatives of the data set named in `dataset_description.json` (BIDS {bids}, version {version} of
+bids_synthseg). Images lie on the grid of the scan that their `space-` names.
+
+| file | content |
+|---|---|
+| `*_space-<T1w,T2w>_desc-aseg_dseg.nii.gz` | segmentation with FreeSurfer's numbers |
+| `*_desc-native_dseg.nii.gz` | the model's own labels, where they are finer |
+| `*_desc-brain_mask.nii.gz` | brain mask |
+| `*_desc-aseg_volumes.tsv` | volume of every structure |
+| `*_probseg.nii.gz` | probabilities, if they were asked for |
+| `desc-aseg_dseg.tsv`, `desc-native_dseg.tsv` | what the numbers mean |
+| `logs/` | what each session was made from, and what happened |
+
+For research only; this is not a medical device.
+"""
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_output(bids_dir: Path, output_dir: Path) -> Path:
+    """Create the output folder; returns its absolute path.
+
+    Raises UsageProblem where it is the input, lies in it elsewhere than in a folder of
+    derivatives/, or holds another data set; CannotCreate or StorageProblem where it cannot be
+    written to.
+    """
+    output = Path(os.path.abspath(output_dir))
+    raw = Path(bids_dir).resolve()
+    cure = f"choose another folder, for instance {raw / 'derivatives' / NAME}"
+    resolved = output.resolve()
+    if resolved == raw:
+        raise UsageProblem(f"{output}: the output folder is the input; {cure}")
+    if resolved.is_relative_to(raw):
+        first, *rest = resolved.relative_to(raw).parts
+        if first != "derivatives" or not rest:
+            raise UsageProblem(f"{output}: the output folder lies inside the input; {cure}")
+        if NAME not in rest[0]:
+            logger.warning(
+                "%s: BIDS wants the name of a folder in derivatives/ to hold '%s'", output, NAME
+            )
+    _check_owner(output, cure)
+    make_folder(output)
+    # Rights and space show only in writing.
+    with atomic_file(output / ".probe") as stream:
+        stream.write(bytes(1 << 20))
+    (output / ".probe").unlink(missing_ok=True)  # another shard may have been faster
+    return output
+
+
+def write_dataset_files(bids_dir: Path, output_dir: Path, table: LabelTable) -> None:
+    """Write what lies at the root of the output; `table` is the model's label table."""
+    descriptions = {
+        "desc_id": [f"desc-{desc}" for desc in _DESCRIPTIONS],
+        "description": list(_DESCRIPTIONS.values()),
+    }
+    description = dataset_description(bids_dir, output_dir)
+    contents = {
+        "dataset_description.json": json.dumps(description, indent=2, ensure_ascii=False) + "\n",
+        "README.md": _README.format(bids=BIDS_VERSION, version=__version__),
+        ".bidsignore": BIDSIGNORE,
+        "descriptions.tsv": format_table(descriptions),
+        "desc-aseg_dseg.tsv": label_table_text(table.fold("aseg")[0]),
+        "desc-native_dseg.tsv": label_table_text(table),
+    }
+    for name, text in contents.items():
+        write_text(output_dir / name, text)
+
+
+def dataset_description(bids_dir: Path, output_dir: Path) -> dict:
+    """The description of the output; that of the input must exist (InputMissing, BadData)."""
+    raw = read_description(bids_dir)
+    generator = {
+        "Name": NAME,
+        "Version": __version__,
+        "CodeURL": _code_url(),
+        "Container": _container(),
+    }
+    source = {"URL": "bids:raw:", "DOI": raw.get("DatasetDOI")}
+    return {
+        "Name": f"Brain segmentation of: {raw.get('Name') or 'unnamed data set'}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "License": raw.get("License") or "not stated by the source data set",
+        "GeneratedBy": [_known(generator)],
+        "SourceDatasets": [_known(source)],
+        # Relative, so that input and output can move together.
+        "DatasetLinks": {
+            "raw": Path(os.path.relpath(bids_dir.resolve(), output_dir.resolve())).as_posix()
+        },
+    }
+
+
+def _known(fields: dict) -> dict:
+    return {name: value for name, value in fields.items() if value}
+
+
+def _check_owner(output: Path, cure: str) -> None:
+    """Raises UsageProblem where the folder is a data set that this App did not make."""
+    if not (output / "dataset_description.json").exists():
+        return
+    try:
+        made_by = read_description(output).get("GeneratedBy") or [{}]
+    except BadData as error:
+        raise UsageProblem(f"{error}, or {cure}") from error
+    if made_by[0].get("Name") != NAME:
+        raise UsageProblem(f"{output}: holds a data set that {NAME} did not make; {cure}")
+
+
+def _code_url() -> str | None:
+    """The address that the package was published with."""
+    try:
+        urls = metadata(NAME).get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    named = dict(url.split(", ", 1) for url in urls)
+    return named.get("Source") or next(iter(named.values()), None)
+
+
+def _container() -> dict | None:
+    """What the environment tells about the container that this runs in."""
+    if tag := os.environ.get("BIDS_SYNTHSEG_DOCKER_TAG"):
+        return {"Type": "docker", "Tag": tag}
+    for kind in ("apptainer", "singularity"):
+        if name := os.environ.get(f"{kind.upper()}_NAME"):
+            return {"Type": kind, "Tag": name}
+    return None

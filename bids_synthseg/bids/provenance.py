@@ -1,0 +1,133 @@
+"""What a session was made from, and whether it is finished.
+
+Every session keeps a record, `logs/sub-01_ses-1mo.json` in the output (`logs/` is in .bidsignore).
+It lists each output before that is written, so that a later run can remove what a killed one left,
+and gets the signature of inputs, version, weights and options as the last step: no signature means
+not finished.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bids_synthseg.bids.query import Scan
+from bids_synthseg.errors import InputMissing
+from bids_synthseg.storage import explain, file_sha256, write_json
+
+logger = logging.getLogger(__name__)
+
+
+def session_signature(
+    scans: Sequence[Scan], version: str, weights_sha256: str, options: dict
+) -> str:
+    """SHA-256 over all that decides the result: names, sizes and contents of the scans (their
+    order is that of preference, so it counts), the version, the weights and the options.
+
+    options: plain JSON values, only those that change an output. Raises InputMissing where a scan
+    cannot be read.
+    """
+    files = []
+    for scan in scans:
+        try:
+            files.append((scan.path.name, scan.path.stat().st_size, file_sha256(scan.path)))
+        except OSError as error:
+            raise InputMissing(
+                f"{scan.path}: cannot be read ({error.strerror}); check its rights, or fetch the "
+                "data if it is a link ('datalad get')"
+            ) from error
+    return options_sha256(
+        {"scans": files, "version": version, "weights": weights_sha256, "options": options}
+    )
+
+
+def options_sha256(options: dict) -> str:
+    """SHA-256 of plain JSON values, independent of the order of keys."""
+    text = json.dumps(options, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+class SessionRecord:
+    """The record of one session at `path`; outputs are named relative to `output_dir`.
+
+    Starting one removes what the previous record lists and files of an interrupted write, as an
+    output that is not written again would otherwise stay beside results it does not belong to.
+    """
+
+    def __init__(self, path: Path, output_dir: Path) -> None:
+        self.path = path
+        self.output_dir = output_dir
+        self.outputs: list[Path] = []
+
+    def start(self) -> None:
+        """Make the session unfinished, then remove its earlier outputs."""
+        earlier = self._read().get("Outputs", {})
+        # First of all: a run that dies from here on must not look finished.
+        write_json(self.path, {"Signature": None, "Outputs": earlier})
+        for name in earlier:
+            path = self.output_dir / name
+            # A record is a text file that anybody may edit: nothing outside the output is removed.
+            if not path.resolve().is_relative_to(self.output_dir.resolve()):
+                logger.warning("%s: lists %s, outside the output; left alone", self.path, name)
+                continue
+            try:
+                path.unlink(missing_ok=True)
+                for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+                    leftover.unlink()
+            except OSError as error:
+                raise explain(error, path) from error
+        self.outputs = []
+        self._write(None)
+
+    def add(self, *paths: Path) -> None:
+        """List outputs that are about to be written."""
+        self.outputs += [path for path in paths if path not in self.outputs]
+        self._write(None)
+
+    def finish(self, signature: str, details: dict | None = None) -> None:
+        """The completion mark; `details` (plain JSON) are kept for readers of the record.
+
+        Raises FileNotFoundError where a listed output was not written.
+        """
+        self._write(signature, details)
+
+    def is_finished(self, signature: str) -> bool:
+        """True where a run with this signature ended and its outputs are there in full size."""
+        record = self._read()
+        return record.get("Signature") == signature and all(
+            (path := self.output_dir / name).is_file() and path.stat().st_size == size
+            for name, size in record.get("Outputs", {}).items()
+        )
+
+    def _write(self, signature: str | None, details: dict | None = None) -> None:
+        sizes = {
+            path.relative_to(self.output_dir).as_posix(): path.stat().st_size if signature else None
+            for path in self.outputs
+        }
+        write_json(self.path, {"Signature": signature, **(details or {}), "Outputs": sizes})
+
+    def _read(self) -> dict:
+        try:
+            record = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            logger.warning("%s: unreadable (%s); the session is done again", self.path, error)
+            return {}
+        return record if isinstance(record, dict) else {}
+
+
+def bids_uri(path: Path, bids_dir: Path, output_dir: Path) -> str:
+    """`bids::sub-01/...` for a file of the output, `bids:raw:sub-01/...` for one of the input.
+
+    Raises ValueError for any other file.
+    """
+    target = Path(os.path.abspath(path))
+    # The output may lie within the input (derivatives/), so it is asked first.
+    for name, folder in (("", output_dir), ("raw", bids_dir)):
+        root = os.path.abspath(folder)
+        if target.is_relative_to(root):
+            return f"bids:{name}:{target.relative_to(root).as_posix()}"
+    raise ValueError(f"{path} is neither in {bids_dir} nor in {output_dir}")

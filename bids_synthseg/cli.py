@@ -1,0 +1,286 @@
+"""The BIDS App command: read the command line, make one call, return an exit code.
+
+torch and everything that needs it is imported when a level runs, so that --help answers at once.
+"""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bids_synthseg import __version__
+from bids_synthseg.console import run, set_up_log, spread
+from bids_synthseg.errors import InputMissing, UnknownLevel, UsageProblem
+
+if TYPE_CHECKING:
+    from bids_synthseg.bids.query import ScanGroup
+
+LEVELS = {
+    "participant": "participant",
+    "subject": "participant",
+    "group": "group",
+    "dataset": "group",
+}
+CONTRASTS = ("T1w", "T2w")
+# Options that take all the words up to the next option, as argparse tools of the BIDS world do.
+MANY = (
+    "--participant-label",
+    "--participant_label",
+    "--session-label",
+    "--session-id",
+    "--contrast",
+    "--derivatives",
+)
+# Options of one mode that the other would have to ignore.
+_FOR_TRAINING = {
+    "config": "--config",
+    "derivatives": "--derivatives",
+    "max_minutes": "--max-minutes",
+    "random_seed": "--random-seed",
+    "resume": "--resume",
+}
+_FOR_SEGMENTING = {
+    "participants": "--participant-label",
+    "sessions": "--session-label",
+    "contrasts": "--contrast",
+    "bids_filter_file": "--bids-filter-file",
+    "bids_database_dir": "--bids-database-dir",
+    "all_scans": "--all-scans",
+    "dry_run": "--dry-run",
+    "model": "--model",
+    "no_tta": "--no-tta",
+    "save_posteriors": "--save-posteriors",
+    "save_per_image": "--save-per-image",
+    "overwrite": "--overwrite",
+    "stop_on_first_crash": "--stop-on-first-crash",
+}
+EPILOG = (
+    "Exit codes: 0 all done, 1 a session failed, 17 unknown level, 18 nothing selected, 64 usage, "
+    "65 bad data, 66 input missing, 73 cannot create output, 74 disk trouble. "
+    "Research use only; not a medical device."
+)
+
+
+# fmt: off
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+)
+@click.argument("bids_dir", type=click.Path(path_type=Path))
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.argument("analysis_level")
+# What to work on
+@click.option("--participant-label", "--participant_label", "participants", multiple=True,
+              metavar="LABEL...", help="Subjects, with or without 'sub-'; several after one flag, "
+                   "then give the flag after the three arguments.")
+@click.option("--session-label", "--session-id", "sessions", multiple=True, metavar="LABEL...",
+              help="Sessions, with or without 'ses-'.")
+@click.option("--contrast", "contrasts", multiple=True, metavar="T1w|T2w|both...",
+              help="Contrasts to use.  [default: both]")
+@click.option("--bids-filter-file", type=click.Path(path_type=Path), metavar="JSON",
+              help="pybids filters under the keys t1w and t2w, as in fMRIPrep.")
+@click.option("--bids-database-dir", type=click.Path(path_type=Path), metavar="DIR",
+              help="Use this pybids index instead of reading the folders.")
+@click.option("--all-scans", is_flag=True,
+              help="Segment every scan of a contrast, not only the one that represents it.")
+@click.option("--dry-run", is_flag=True, help="Print which scans would be used, and why; stop.")
+# How
+@click.option("--model", type=click.Path(path_type=Path), metavar="FILE",
+              help="Weights (.safetensors) to use instead of those that are shipped.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps",
+              help="Where the network runs.")
+@click.option("--no-tta", is_flag=True, help="Do not average with the mirrored image (faster).")
+@click.option("--n-cpus", type=click.IntRange(min=1), metavar="N",
+              help="CPU threads.  [default: what the job or container allows]")
+@click.option("--save-posteriors", type=click.Choice(["none", "tissue", "all"]),
+              help="Write probability maps.  [default: none]")
+@click.option("--save-per-image", is_flag=True,
+              help="Also write the segmentation of every single scan.")
+@click.option("--overwrite", is_flag=True, help="Do again what is already done.")
+@click.option("--stop-on-first-crash", is_flag=True, help="Stop when a session fails.")
+@click.option("-w", "--work-dir", type=click.Path(path_type=Path), metavar="DIR",
+              help="Accepted for other tools' sake: nothing is written but results.")
+# Training
+@click.option("--train", is_flag=True,
+              help="Train a network on the label maps of BIDS_DIR; the result is "
+                   "OUTPUT_DIR/training.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="TOML",
+              help="Training: settings that differ from the defaults.")
+@click.option("--derivatives", multiple=True, metavar="NAME=PATH...",
+              help="Training: more data sets of label maps.")
+@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
+              help="Training: stop after so many minutes, with a checkpoint.")
+@click.option("--random-seed", type=int, metavar="N", help="Training: seed of every random draw.")
+@click.option("--resume", is_flag=True, help="Training: go on from the last checkpoint.")
+# The rest
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
+@click.option("-v", "--verbose", count=True, help="Print more.")
+@click.option("--notrack", is_flag=True, help="Accepted: nothing is ever tracked.")
+@click.option("--skip-bids-validation", is_flag=True, help="Accepted: the input is not validated.")
+@click.version_option(__version__, prog_name="bids_synthseg", message="%(prog)s %(version)s")
+def command(analysis_level: str, **given: Any) -> int:
+    """Segment the T1w and T2w brain scans of a BIDS data set, from fetus to adult.
+
+    Reads the raw data set BIDS_DIR, writes BIDS derivatives to OUTPUT_DIR. ANALYSIS_LEVEL is
+    "participant".
+    """
+    set_up_log(given["quiet"], given["verbose"])
+    level = LEVELS.get(analysis_level)
+    if level is None:
+        raise UnknownLevel(f"unknown analysis level '{analysis_level}'; use 'participant'")
+    if level == "group":
+        raise UsageProblem("level 'group' is not part of this version; use 'participant'")
+    elsewhere = _FOR_SEGMENTING if given["train"] else _FOR_TRAINING
+    misplaced = [option for name, option in elsewhere.items() if _was_given(given[name])]
+    if misplaced:
+        side = "does not go" if given["train"] else "only goes"
+        raise UsageProblem(f"{misplaced[0]} {side} together with --train; leave one of them out")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", given["device"]):
+        raise UsageProblem(f"--device {given['device']}: use auto, cpu, cuda, cuda:N or mps")
+    bids_dir, output_dir = given["bids_dir"], given["output_dir"]
+    level_function = _train if given["train"] else _segment
+    return level_function(bids_dir, output_dir, given)
+
+
+# fmt: on
+def _segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
+    """Level participant: segment every selected session; returns the exit code."""
+    from bids_synthseg.bids.query import find_scan_groups
+
+    groups = find_scan_groups(
+        bids_dir,
+        participants=given["participants"],
+        sessions=given["sessions"],
+        contrasts=contrasts(given["contrasts"]),
+        filters=read_filters(given["bids_filter_file"]),
+        database_dir=given["bids_database_dir"],
+        all_scans=given["all_scans"],
+    )
+    if given["dry_run"]:
+        click.echo(plan(groups, bids_dir))
+        return 0
+
+    from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
+    from bids_synthseg.execution import available_cpus, run_sessions
+    from bids_synthseg.pipeline import Options, Segmenter, run_session
+
+    options = Options(
+        device=given["device"],
+        mirror=not given["no_tta"],
+        save_posteriors=given["save_posteriors"] or "none",
+        save_per_image=given["save_per_image"],
+        model=given["model"],
+        all_scans=given["all_scans"],
+        overwrite=given["overwrite"],
+        n_cpus=given["n_cpus"] or available_cpus(),
+    )
+    output_dir = prepare_output(bids_dir, output_dir)
+    segmenter = Segmenter.load(options)
+    write_dataset_files(bids_dir, output_dir, segmenter.table)
+    return run_sessions(
+        groups,
+        lambda group: run_session(group, bids_dir, output_dir, segmenter, options),
+        output_dir,
+        stop_on_first_crash=given["stop_on_first_crash"],
+    )
+
+
+def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
+    """Level participant with --train: one training run on all label maps of all data sets."""
+    import torch
+
+    from bids_synthseg.bids.dataset import prepare_output
+    from bids_synthseg.execution import available_cpus
+    from bids_synthseg.learning.config import TrainConfig, read_config
+    from bids_synthseg.learning.train import run_training
+    from bids_synthseg.pipeline import choose_device
+
+    if not bids_dir.is_dir():
+        raise InputMissing(f"{bids_dir}: no such folder; give a BIDS data set of label maps")
+    more = named_paths(given["derivatives"])
+    config = read_config(given["config"]) if given["config"] else TrainConfig()
+    if given["random_seed"] is not None:
+        config = replace(config, seed=given["random_seed"])
+    folder = prepare_output(bids_dir, output_dir) / "training"
+    begun = (folder / "state.pt").is_file()
+    if begun and not given["resume"]:
+        raise UsageProblem(f"{folder}: holds a training run; add --resume, or choose a new folder")
+    if given["resume"] and not begun:
+        raise InputMissing(f"{folder}: holds no training run to resume; leave out --resume")
+    device = choose_device(given["device"])
+    torch.set_num_threads(given["n_cpus"] or available_cpus())
+    model = run_training(
+        [bids_dir, *more.values()],
+        folder,
+        config,
+        device=str(device),
+        max_minutes=given["max_minutes"] or math.inf,
+    )
+    click.echo(f"Model written to {model}.")
+    return 0
+
+
+def _was_given(value: object) -> bool:
+    """Whether an option that defaults to nothing was used; 0 is a value."""
+    return value is not None and value is not False and value != ()
+
+
+def contrasts(values: Sequence[str]) -> tuple[str, ...]:
+    """The contrasts asked for, T1w before T2w; 'both' and nothing mean both."""
+    known = {"t1w": ("T1w",), "t2w": ("T2w",), "both": CONTRASTS}
+    unknown = [value for value in values if value.lower() not in known]
+    if unknown:
+        raise UsageProblem(f"--contrast {unknown[0]}: not known; use T1w, T2w or both")
+    wanted = {name for value in values for name in known[value.lower()]}
+    return tuple(name for name in CONTRASTS if name in wanted or not wanted)
+
+
+def named_paths(values: Sequence[str]) -> dict[str, Path]:
+    """NAME=PATH pairs as a dictionary."""
+    paths: dict[str, Path] = {}
+    for value in values:
+        name, sign, path = value.partition("=")
+        if not (name and sign and path) or name in paths:
+            raise UsageProblem(f"--derivatives {value}: write NAME=PATH, each name once")
+        paths[name] = Path(path)
+    return paths
+
+
+def read_filters(path: Path | None) -> dict[str, dict] | None:
+    """The filter file: {"t1w": {entity: value, ...}, "t2w": {...}}; keys of others are ignored."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputMissing(f"{path}: no such filter file; check --bids-filter-file")
+    try:
+        filters = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageProblem(f"{path}: the filter file is not JSON ({error}); mend it") from error
+    if not isinstance(filters, dict) or not all(isinstance(v, dict) for v in filters.values()):
+        raise UsageProblem(f'{path}: write the filters as {{"t1w": {{...}}, "t2w": {{...}}}}')
+    return filters
+
+
+def plan(groups: "Sequence[ScanGroup]", bids_dir: Path) -> str:
+    """Table of the scans that would be used or not, and why; columns are separated by tabs."""
+    root = bids_dir.absolute()
+    lines = ["subject\tsession\timage\tuse"]
+    for group in groups:
+        name = f"sub-{group.subject}"
+        session = f"ses-{group.session}" if group.session else "n/a"
+        rows = [(scan.path, "segmented") for scan in group.scans]
+        rows += [(path, f"left out: {reason}") for path, reason in group.left_out]
+        for path, use in rows:
+            lines.append(f"{name}\t{session}\t{path.relative_to(root)}\t{use}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point `bids_synthseg`."""
+    sys.exit(run(command, spread(sys.argv[1:], MANY)))

@@ -1,0 +1,104 @@
+"""A picture to judge a segmentation by: three planes, four slices each, labels over the image."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.nifti import read_labels, read_scan
+from bids_synthseg.storage import atomic_file
+
+_SLICES = 4
+_OPACITY = 0.45
+# Plane: axis of the slices, and what is left, right, down and up in a panel. In canonical (RAS+)
+# order the first axis runs from the subject's left to the right.
+_PLANES = (("axial", 2, "LRPA"), ("coronal", 1, "LRIS"), ("sagittal", 0, "PAIS"))
+
+
+def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str = "") -> Path:
+    """Write the mosaic as PNG; returns its path.
+
+    Both files are brought to canonical orientation; the left of a panel is the left of the subject,
+    and the picture says so. Raises BadData where the grids differ, UsageProblem where matplotlib is
+    not installed.
+    """
+    scan, segmentation = read_scan(image_path), read_labels(labels_path)
+    if not scan.volume.grid.same_as(segmentation.volume.grid):
+        raise BadData(f"{labels_path}: lies on another grid than {image_path}; give its own image")
+    volume, reorientation = scan.volume.canonical()
+    labels = reorientation.apply(segmentation.volume.data)
+    if not labels.any():
+        raise BadData(f"{labels_path}: holds no label but background; nothing to show")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageProblem(
+            "figures need matplotlib; install it with: pip install 'bids_synthseg[figure]'"
+        ) from error
+    colours = _overlay(_grey(volume.data), labels)
+    figure = Figure(figsize=(12, 9.6), facecolor="black", layout="constrained")
+    axes = figure.subplots(3, _SLICES)
+    size_mm = volume.grid.voxel_size_mm
+    for row, (_, axis, ends) in zip(axes, _PLANES, strict=True):
+        across, up = (other for other in range(3) if other != axis)
+        for panel, position in zip(row, slice_positions(labels, axis), strict=True):
+            # (X, Y, 3) with x across becomes rows of y, drawn from below.
+            panel.imshow(
+                np.take(colours, position, axis).swapaxes(0, 1),
+                origin="lower",
+                aspect=size_mm[up] / size_mm[across],
+                interpolation="nearest",
+            )
+            panel.set_axis_off()
+        places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.02), (0.5, 0.98))
+        for letter, (x, y) in zip(ends, places, strict=True):
+            row[0].text(
+                x, y, letter, color="yellow", fontsize=13, ha="center", va="center",
+                transform=row[0].transAxes,
+            )  # fmt: skip
+    note = "left of the picture = left of the subject (L)"
+    figure.suptitle(f"{title or labels_path.name}\n{note}", color="white", fontsize=11)
+    with atomic_file(picture) as stream:
+        figure.savefig(stream, format="png", dpi=110, facecolor="black")
+    return picture
+
+
+def slice_positions(labels: np.ndarray, axis: int) -> list[int]:
+    """Where to cut: evenly through the labelled part of the axis, its two ends left out.
+
+    An even number of cuts never falls on the plane between the hemispheres.
+    """
+    others = tuple(other for other in range(3) if other != axis)
+    inside = np.flatnonzero(labels.any(axis=others))
+    first, last = int(inside[0]), int(inside[-1])
+    fractions = np.linspace(0, 1, _SLICES + 2)[1:-1]
+    return [round(first + fraction * (last - first)) for fraction in fractions]
+
+
+def _grey(data: np.ndarray) -> np.ndarray:
+    """Image in 0..1 between the percentiles of its foreground."""
+    foreground = data[data > 0] if (data > 0).any() else data
+    low, high = np.percentile(foreground, (1, 99.5))
+    return np.clip((data - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _overlay(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(X, Y, Z, 3) colours 0..1: the image, tinted where there is a label."""
+    known = {row.index: row.color for row in LabelTable.default().rows}
+    present, position = np.unique(labels, return_inverse=True)
+    palette = np.array([_rgb(known.get(index) or _made_up(index)) for index in present.tolist()])
+    strength = np.where(labels != 0, _OPACITY, 0.0)[..., None]
+    tint = palette[position.reshape(labels.shape)]
+    return (1 - strength) * grey[..., None] + strength * tint
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
+    return tuple(int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+
+
+def _made_up(index: int) -> str:
+    """A colour of its own for an id that the label table lacks: steps around the colour wheel."""
+    angle = 2 * np.pi * ((index * 0.618034) % 1.0)
+    channels = 0.5 + 0.5 * np.cos(angle + np.array([0, 2, 4]) * np.pi / 3)
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in channels)

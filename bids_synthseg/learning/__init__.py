@@ -1,0 +1,1 @@
+"""From label data sets to weights."""

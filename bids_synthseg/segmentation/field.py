@@ -1,0 +1,103 @@
+"""Posteriors as a function of the place in the world.
+
+Working grids, native grids and moved scans meet here: a field answers at any point in mm, so
+native posteriors never need to exist as a whole.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.posteriors import merge
+from bids_synthseg.anatomy.volume import Grid
+
+SLAB_VOXELS = 200_000
+"""Points asked for at once: about 30 MB of posteriors."""
+
+
+class PosteriorField(Protocol):
+    """Anything that knows the probability of every label at points in the world."""
+
+    @property
+    def table(self) -> LabelTable:
+        """The labels, in channel order."""
+        ...
+
+    def at(self, points_mm: np.ndarray) -> np.ndarray:
+        """(N, 3) world mm -> (C, N) float32 probabilities that sum to 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class GridField:
+    """Trilinear interpolation of posteriors (C, X, Y, Z) on a grid; background outside of it."""
+
+    data: torch.Tensor
+    grid: Grid
+    table: LabelTable
+
+    def at(self, points_mm: np.ndarray) -> np.ndarray:
+        """(N, 3) world mm -> (C, N)."""
+        size = np.array(self.grid.shape)
+        unit = 2 * self.grid.to_voxel(points_mm) / (size - 1) - 1
+        places = torch.from_numpy(unit[:, ::-1].astype(np.float32).copy()).to(self.data.device)
+        found = F.grid_sample(
+            self.data[None].float(), places[None, None, None], align_corners=True
+        )[0, :, 0, 0]
+        found[0] += 1 - found.sum(0)
+        return found.clamp_(min=0).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class MovedField:
+    """A field seen from another world: `transform` (4, 4) takes a point there to a point here."""
+
+    source: PosteriorField
+    transform: np.ndarray
+
+    @property
+    def table(self) -> LabelTable:
+        """The labels of the source."""
+        return self.source.table
+
+    def at(self, points_mm: np.ndarray) -> np.ndarray:
+        """(N, 3) mm in the other world -> (C, N)."""
+        return self.source.at(points_mm @ self.transform[:3, :3].T + self.transform[:3, 3])
+
+
+@dataclass(frozen=True)
+class MergedField:
+    """Several contrasts of one brain: per point, the whole vector of the surest one.
+
+    Later fields win ties, so T2w comes after T1w.
+    """
+
+    fields: Sequence[PosteriorField] = field(default_factory=tuple)
+
+    @property
+    def table(self) -> LabelTable:
+        """The labels, the same in every field."""
+        return self.fields[0].table
+
+    def at(self, points_mm: np.ndarray) -> np.ndarray:
+        """(N, 3) world mm -> (C, N)."""
+        merged = self.fields[0].at(points_mm)
+        for other in self.fields[1:]:
+            merged, _ = merge(merged, other.at(points_mm))
+        return merged
+
+
+def slabs(source: PosteriorField, grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
+    """The field on a grid in slabs along its first axis: (slice, (C, n, Y, Z)) after another."""
+    thickness = max(1, SLAB_VOXELS // (grid.shape[1] * grid.shape[2]))
+    for start in range(0, grid.shape[0], thickness):
+        part = slice(start, min(start + thickness, grid.shape[0]))
+        shape = (part.stop - part.start, *grid.shape[1:])
+        indices = np.stack(np.indices(shape), axis=-1).reshape(-1, 3)
+        indices[:, 0] += start
+        yield part, source.at(grid.to_world(indices)).reshape(-1, *shape)

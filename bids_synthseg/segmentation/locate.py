@@ -1,0 +1,75 @@
+"""Where the brain is, in any field of view.
+
+A small network sees the whole field of view on a coarse isotropic grid and answers "brain or
+not"; the box of the largest component decides centre and scale of the working grid.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bids_synthseg.anatomy.islands import largest_component
+from bids_synthseg.anatomy.volume import Grid, Volume, resample
+from bids_synthseg.models.checkpoint import Model
+from bids_synthseg.models.inputs import network_input
+
+MIN_VOXELS = 24
+"""A smaller find on the locator's grid is taken for noise."""
+
+SMALLEST_BRAIN_MM, LARGEST_BRAIN_MM = 30.0, 230.0
+"""Sides of a brain's box from a 20-week fetus to an adult, with some room."""
+
+
+@dataclass(frozen=True)
+class BrainBox:
+    """`centre_mm` (3,) in the world, `extent_mm` (3,) along the grid's axes.
+
+    `found` is false where the whole field of view stands in for a brain that was not seen.
+    """
+
+    centre_mm: np.ndarray
+    extent_mm: np.ndarray
+    found: bool = True
+
+    def agrees_with(self, other: "BrainBox", tolerance: float) -> bool:
+        """True where size and place differ by less than a fraction of the box."""
+        size = max(float(self.extent_mm.max()), float(other.extent_mm.max()))
+        shift = np.abs(self.centre_mm - other.centre_mm).max()
+        change = abs(float(self.extent_mm.max()) - float(other.extent_mm.max()))
+        return bool(shift < tolerance * size and change < tolerance * size)
+
+
+def box_of(mask: np.ndarray, grid: Grid) -> BrainBox | None:
+    """The box of a mask (X, Y, Z); None where it is empty or of no brain's size."""
+    if not mask.any():
+        return None
+    spans = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    low = np.array([span[0] for span in spans])
+    high = np.array([span[-1] for span in spans])
+    extent_mm = (high - low + 1) * grid.voxel_size_mm
+    if not SMALLEST_BRAIN_MM < extent_mm.max() < LARGEST_BRAIN_MM:
+        return None
+    return BrainBox(grid.to_world((low + high) / 2), extent_mm)
+
+
+def whole_field_of_view(grid: Grid) -> BrainBox:
+    """The box of everything there is, marked as not found."""
+    extent = np.minimum(np.array(grid.shape) * grid.voxel_size_mm, LARGEST_BRAIN_MM)
+    return BrainBox(grid.centre_mm, extent, found=False)
+
+
+def locate(scan: Volume, locator: Model) -> BrainBox:
+    """The box of the brain in a canonical scan."""
+    extent_mm = np.array(scan.grid.shape) * scan.grid.voxel_size_mm
+    voxel_mm = float((extent_mm / np.array(locator.shape)).max())
+    middle = (np.array(scan.grid.shape) - 1) / 2
+    overview = resample(scan, scan.grid.window(middle, voxel_mm, locator.shape))
+    device = next(locator.network.parameters()).device
+    with torch.inference_mode():
+        logits = locator.network(network_input(torch.from_numpy(overview.data).to(device)))
+        brain = locator.head.probabilities(logits)[0, 1].cpu().numpy() > 0.5
+    if brain.sum() < MIN_VOXELS:
+        return whole_field_of_view(scan.grid)
+    box = box_of(largest_component(brain), overview.grid)
+    return box or whole_field_of_view(scan.grid)

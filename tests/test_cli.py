@@ -1,0 +1,267 @@
+"""The command line: what is understood, what is refused with which exit code."""
+
+import json
+import logging
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from bids_synthseg import __version__, cli, console
+from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.errors import BadData, UsageProblem
+
+
+def call(*arguments):
+    return console.run(cli.command, console.spread([str(a) for a in arguments], cli.MANY))
+
+
+@pytest.fixture(autouse=True)
+def package_log():
+    """Commands set up the log of the process; other tests want theirs back."""
+    package = logging.getLogger("bids_synthseg")
+    handlers, level = package.handlers, package.level
+    yield
+    package.handlers = handlers
+    package.setLevel(level)
+
+
+@pytest.fixture
+def raw(bids_tree):
+    """sub-01 with T1w and T2w, sub-02 with two sessions of T1w; files are never opened here."""
+    return bids_tree(
+        {
+            "sub-01": {"anat": {"sub-01_T1w.nii.gz": None, "sub-01_T2w.nii.gz": None}},
+            "sub-02": {
+                f"ses-{s}": {"anat": {f"sub-02_ses-{s}_run-{r}_T1w.nii.gz": None for r in (1, 2)}}
+                for s in ("a", "b")
+            },
+        }
+    )
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """Stands in for bids_synthseg.pipeline; notes options and sessions."""
+    stub = types.ModuleType("bids_synthseg.pipeline")
+    stub.sessions, stub.failing = [], set()
+
+    def run_session(group, bids_dir, output_dir, segmenter, options):
+        stub.sessions.append(group)
+        if group.label in stub.failing:
+            raise BadData(f"{group.label}: cannot be used; replace it")
+        return types.SimpleNamespace(status="done", message="")
+
+    def load(options):
+        stub.options = options
+        return types.SimpleNamespace(table=LabelTable.default())
+
+    stub.run_session = run_session
+    stub.Segmenter = types.SimpleNamespace(load=load)
+    stub.choose_device = lambda name: name
+    stub.Options = lambda **fields: types.SimpleNamespace(**fields)
+    monkeypatch.setitem(sys.modules, "bids_synthseg.pipeline", stub)
+    return stub
+
+
+def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
+    arguments = ["--device", "cuda:1", "--no-tta", "--save-posteriors", "tissue", "--n-cpus", "3"]
+    arguments += ["--overwrite", "--save-per-image", "--all-scans", "--model", "w.safetensors"]
+    assert call(raw, tmp_path / "out", "participant", *arguments) == 0
+    assert [g.label for g in pipeline.sessions] == ["sub-01", "sub-02_ses-a", "sub-02_ses-b"]
+    assert vars(pipeline.options) == {
+        "device": "cuda:1",
+        "mirror": False,
+        "save_posteriors": "tissue",
+        "save_per_image": True,
+        "model": Path("w.safetensors"),
+        "all_scans": True,
+        "overwrite": True,
+        "n_cpus": 3,
+    }
+    assert len((tmp_path / "out" / "logs" / "status.tsv").read_text().splitlines()) == 4
+    assert (tmp_path / "out" / "dataset_description.json").is_file()
+
+
+def test_defaults(raw, tmp_path, pipeline, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert call(raw, tmp_path / "out", "subject", "--notrack", "--skip-bids-validation") == 0
+    assert pipeline.options.mirror is True
+    assert pipeline.options.n_cpus == 1
+    assert pipeline.options.model is None
+    assert [len(g.scans) for g in pipeline.sessions] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--participant-label", "01"], ["sub-01"]),
+        (["--participant_label", "sub-02", "--session-id", "ses-b"], ["sub-02_ses-b"]),
+        (["--participant-label", "01", "02", "--contrast", "T2w"], ["sub-01"]),
+        (["--participant-label", "01", "--participant-label=02", "--session-label", "a", "b"],
+         ["sub-02_ses-a", "sub-02_ses-b"]),
+        (["--contrast", "t1w", "both"], ["sub-01", "sub-02_ses-a", "sub-02_ses-b"]),
+    ],
+)  # fmt: skip
+def test_selection(raw, tmp_path, pipeline, arguments, expected):
+    assert call(raw, tmp_path / "out", "participant", *arguments) == 0
+    assert [g.label for g in pipeline.sessions] == expected
+
+
+def test_filter_file(raw, tmp_path, pipeline):
+    filters = tmp_path / "filters.json"
+    filters.write_text(json.dumps({"t1w": {"run": 2}, "bold": {"task": "rest"}}))
+    arguments = ["--bids-filter-file", filters, "--participant-label", "02", "-q"]
+    assert call(raw, tmp_path / "out", "participant", *arguments) == 0
+    assert [s.entities["run"] for g in pipeline.sessions for s in g.scans] == ["2", "2"]
+
+
+def test_a_failed_session_makes_the_exit_code_one(raw, tmp_path, pipeline, capsys):
+    pipeline.failing = {"sub-01"}
+    assert call(raw, tmp_path / "out", "participant") == 1
+    assert len(pipeline.sessions) == 3
+    assert "sub-01: cannot be used; replace it" in capsys.readouterr().err
+
+
+def test_stop_on_first_crash(raw, tmp_path, pipeline):
+    pipeline.failing = {"sub-01"}
+    assert call(raw, tmp_path / "out", "participant", "--stop-on-first-crash") == 1
+    assert len(pipeline.sessions) == 1
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(raw, tmp_path, capsys):
+    assert call(raw, tmp_path / "out", "participant", "--dry-run", "--contrast", "T1w") == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["subject", "session", "image", "use"]
+    assert ["sub-01", "n/a", "sub-01/anat/sub-01_T1w.nii.gz", "segmented"] in rows
+    left_out = {row[2]: row[3] for row in rows[1:] if row[3] != "segmented"}
+    assert left_out["sub-01/anat/sub-01_T2w.nii.gz"] == "left out: T2w was not asked for"
+    assert "sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii.gz" in left_out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["RAW", "OUT", "participants"], 17, "'participants'"),
+        (["RAW", "OUT", "group"], 64, "not part of this version"),
+        (["RAW", "OUT"], 64, "ANALYSIS_LEVEL"),
+        (["RAW", "OUT", "participant", "--no-such-option"], 64, "--no-such-option"),
+        (["RAW", "OUT", "participant", "--n-cpus", "0"], 64, "--n-cpus"),
+        (["RAW", "OUT", "participant", "--device", "gpu"], 64, "--device gpu"),
+        (["RAW", "OUT", "participant", "--contrast", "FLAIR"], 64, "--contrast FLAIR"),
+        (["RAW", "OUT", "participant", "--random-seed", "0"], 64, "--random-seed only goes"),
+        (["RAW", "OUT", "participant", "--train", "--overwrite"], 64, "--overwrite does not go"),
+        (["RAW", "OUT", "participant", "--participant-label", "09"], 18, "sub-09"),
+        (["RAW/nowhere", "OUT", "participant"], 66, "nowhere"),
+        (["RAW", "OUT", "participant", "--bids-filter-file", "RAW/no.json"], 66, "no.json"),
+        (["RAW", "OUT", "participant", "--bids-filter-file", "RAW/README.md"], 64, "README.md"),
+        (["RAW", "RAW", "participant"], 64, "the output folder is the input"),
+        (["RAW", "RAW/sub-01", "participant"], 64, "inside the input"),
+        (["RAW", "FILE", "participant"], 73, "a file is in the way"),
+        (["RAW", "OUT", "participant", "--train", "--resume"], 66, "no training run to resume"),
+        (["RAW", "OUT", "participant", "--train", "--derivatives", "more"], 64, "NAME=PATH"),
+    ],
+)
+def test_what_is_refused(raw, tmp_path, pipeline, capsys, arguments, code, words):
+    (tmp_path / "file").touch()
+    places = {"RAW": raw, "OUT": tmp_path / "out", "FILE": tmp_path / "file"}
+    for name, path in places.items():
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+    assert call(*arguments) == code
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert "Traceback" not in error
+    assert pipeline.sessions == []
+
+
+def test_no_dataset_description(raw, tmp_path, pipeline, capsys):
+    (raw / "dataset_description.json").unlink()
+    assert call(raw, tmp_path / "out", "participant") == 66
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_training_gets_its_options(raw, tmp_path, pipeline, monkeypatch, capsys):
+    from bids_synthseg.learning import train
+
+    received = {}
+
+    def run_training(folders, out, config, **options):
+        received.update(folders=folders, out=out, seed=config.seed, **options)
+        return out / "model.safetensors"
+
+    monkeypatch.setattr(train, "run_training", run_training)
+    arguments = ["--random-seed", "0", "--max-minutes", "1.5", "--device", "cpu", "--n-cpus", "1"]
+    arguments += ["--derivatives", "a=x", "b=y=z"]
+    assert call(raw, tmp_path / "out", "participant", "--train", *arguments) == 0
+    assert received == {
+        "folders": [raw, Path("x"), Path("y=z")],
+        "out": tmp_path / "out" / "training",
+        "seed": 0,
+        "device": "cpu",
+        "max_minutes": 1.5,
+    }
+    assert "model.safetensors" in capsys.readouterr().out
+
+
+def test_training_does_not_go_on_unasked(raw, tmp_path, pipeline, capsys):
+    (tmp_path / "out" / "training").mkdir(parents=True)
+    (tmp_path / "out" / "training" / "state.pt").touch()
+    assert call(raw, tmp_path / "out", "participant", "--train") == 64
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_spread():
+    many = ("--label", "--other")
+    assert console.spread(["in", "--label", "1", "2", "--other", "x", "-v", "y"], many) == [
+        "in", "--label", "1", "--label", "2", "--other", "x", "-v", "y"
+    ]  # fmt: skip
+    assert console.spread(["--label=1", "2"], many) == ["--label=1", "--label", "2"]
+    assert console.spread(["--label", "1", "--", "a", "b"], many)[2:] == ["--", "a", "b"]
+    assert console.spread(["--label"], many) == ["--label"]
+
+
+def test_named_paths_are_unique():
+    assert cli.named_paths(["a=/x"]) == {"a": Path("/x")}
+    for wrong in (["a=/x", "a=/y"], ["/x"], ["=x"], ["a="]):
+        with pytest.raises(UsageProblem, match="NAME=PATH"):
+            cli.named_paths(wrong)
+
+
+def test_an_unexpected_exception_is_not_hidden(raw, tmp_path, pipeline):
+    def load(options):
+        raise ZeroDivisionError
+
+    pipeline.Segmenter.load = load
+    with pytest.raises(ZeroDivisionError):
+        call(raw, tmp_path / "out", "participant")
+
+
+@pytest.mark.parametrize("module", ["cli", "workbench"])
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_need_no_heavy_packages(module, option):
+    code = (
+        f"import sys; from bids_synthseg import {module}; sys.argv = ['x', {option!r}]\n"
+        f"try: {module}.main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'bids', 'nibabel', 'scipy', 'numpy', 'matplotlib', 'SimpleITK'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
+    lines = result.stdout.splitlines()
+    assert lines[-1] == "[]"
+    assert option == "--help" or lines[0].endswith(f" {__version__}")
+
+
+def test_figures_and_scores_are_commands(tmp_path, capsys):
+    from bids_synthseg import workbench
+
+    assert console.run(workbench.command, ["evaluate", str(tmp_path), str(tmp_path)]) == 66
+    assert console.run(workbench.command, ["figure", "a", "b"]) == 64
+    assert console.run(workbench.command, ["no-such-tool"]) == 64
+    assert "dseg.tsv" in capsys.readouterr().err

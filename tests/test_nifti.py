@@ -1,0 +1,271 @@
+"""NIfTI: every fault has a line that names file and cure; what is written lies where it was."""
+
+import gzip
+import re
+from itertools import permutations, product
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import OBLIQUE, nifti
+
+from bids_synthseg.errors import BadData, CannotCreate, InputMissing, StorageProblem
+from bids_synthseg.nifti import read_labels, read_scan, write_image
+
+
+@pytest.fixture
+def noise():
+    return np.random.default_rng(1).gamma(3, 50, (8, 9, 10)).astype(np.float32)
+
+
+def saved(folder, image, name="sub-01_T1w.nii.gz"):
+    image.to_filename(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_scan_is_read_as_float32(tmp_path, noise, name):
+    image = read_scan(saved(tmp_path, nifti(noise), name))
+    assert image.volume.data.dtype == np.float32
+    np.testing.assert_array_equal(image.volume.data, noise)
+    np.testing.assert_allclose(image.volume.grid.affine, OBLIQUE, atol=1e-5)
+    assert image.warnings == ()
+
+
+def with_units(image, unit):
+    image.header.set_xyzt_units(unit)
+    return image
+
+
+def with_codes_zero(image):
+    image.header["qform_code"] = image.header["sform_code"] = 0
+    image.header.set_data_shape(image.shape)
+    return nib.Nifti1Image(image.dataobj, None, image.header)
+
+
+def with_srow(image, srow):
+    image.header["srow_x"], image.header["srow_y"], image.header["srow_z"] = srow
+    return nib.Nifti1Image(image.dataobj, None, image.header)
+
+
+LABELS = np.kron(np.arange(8).reshape(2, 2, 2), np.ones((5, 5, 5))).astype(np.int16)
+RAMP = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+RGB = np.zeros((4, 5, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+UNUSABLE = {
+    "two-d": (nifti(RAMP[:, :, 0]), "2D"),
+    "one-slice": (nifti(RAMP[:, :, :1]), "2D"),
+    "many-volumes": (nifti(np.stack([RAMP] * 3, axis=-1)), "4D with 3 volumes"),
+    "five-d": (nifti(np.stack([RAMP[..., None]] * 3, axis=-1)), "4D with 3 volumes"),
+    "zero": (nifti(RAMP * 0), "all voxels are 0"),
+    "constant": (nifti(RAMP * 0 + 7), "same value (7)"),
+    "nan": (nifti(RAMP * np.nan), "no voxel is a finite number"),
+    "no-form": (with_codes_zero(nifti(RAMP)), "qform and sform are both 0"),
+    "singular": (with_srow(nifti(RAMP), np.diag([1, 1, 0, 1])[:3]), "singular"),
+    "nan-affine": (with_srow(nifti(RAMP), np.full((3, 4), np.nan)), "finite"),
+    "complex": (nifti(RAMP.astype(np.complex64)), "complex"),
+    "rgb": (nib.Nifti1Image(RGB, OBLIQUE), "colour"),
+    "labels": (nifti(LABELS), "label map"),
+    "mask": (nifti((LABELS > 3).astype(np.uint8)), "label map"),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_unusable_scan(tmp_path, fault):
+    image, words = UNUSABLE[fault]
+    check_one_line(saved(tmp_path, image), BadData, words)
+
+
+def check_one_line(path, kind, words, read=read_scan):
+    with pytest.raises(kind, match=re.escape(words)) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert "; " in message, "no cure after the fault"
+
+
+def test_damaged_files(tmp_path, noise):
+    good = saved(tmp_path, nifti(noise)).read_bytes()
+    plain = gzip.decompress(good)
+    faults = {
+        "empty.nii.gz": (b"", "empty (0 bytes)"),
+        "empty.nii": (b"", "empty (0 bytes)"),
+        "nothing_inside.nii.gz": (gzip.compress(b""), "damaged"),
+        "cut.nii.gz": (good[: len(good) // 2], "truncated"),
+        "cut_in_header.nii.gz": (gzip.compress(plain[:100]), "truncated"),
+        "cut.nii": (plain[:-100], "truncated"),
+        "not_packed.nii.gz": (plain, "not gzip"),
+        "packed.nii": (good, "rename it to .nii.gz"),
+        "text.nii": (b"hello " * 100, "damaged"),
+        "annex.nii.gz": (b"/annex/objects/MD5E-s1--0.nii.gz\n", "not gzip"),
+    }
+    for name, (content, words) in faults.items():
+        (tmp_path / name).write_bytes(content)
+        check_one_line(tmp_path / name, BadData, words)
+
+
+def test_missing_files(tmp_path):
+    check_one_line(tmp_path / "none_T1w.nii.gz", InputMissing, "no such file")
+    link = tmp_path / "annexed_T1w.nii.gz"
+    link.symlink_to(tmp_path / "not-fetched")
+    check_one_line(link, InputMissing, "datalad get")
+
+
+def test_voxels_that_are_not_finite_become_zero(tmp_path, noise):
+    noise[0, 0, :3] = np.nan, np.inf, -np.inf
+    image = read_scan(saved(tmp_path, nifti(noise)))
+    assert np.isfinite(image.volume.data).all() and (image.volume.data[0, 0, :3] == 0).all()
+    assert "3 voxels" in image.warnings[0] and len(image.warnings) == 1
+
+
+def test_odd_scans_are_used_with_a_warning(tmp_path, noise):
+    def warnings(image):
+        return " ".join(read_scan(saved(tmp_path, image)).warnings)
+
+    assert "negative intensities, down to -1000" in warnings(nifti(noise - 1000 - noise.min()))
+    assert "4D with one volume" in warnings(nifti(noise[..., None]))
+    assert "mm assumed" in warnings(with_units(nifti(noise), "unknown"))
+    assert "implausible voxel size of 20" in warnings(nifti(noise, np.diag([20.0, 20, 20, 1])))
+    turned = nifti(noise)
+    turned.set_qform(np.diag([-1.0, 1, 1, 1]), code=1)
+    assert "in conflict; the sform was used" in warnings(turned)
+
+
+def test_conflict_of_forms_is_settled_for_the_sform(tmp_path, noise):
+    image = nifti(noise)
+    image.set_qform(np.diag([-1.0, 1, 1, 1]), code=1)
+    affine = read_scan(saved(tmp_path, image)).volume.grid.affine
+    np.testing.assert_allclose(affine, OBLIQUE, atol=1e-5)
+
+
+def test_metres_become_millimetres_on_the_grid_only(tmp_path, noise):
+    metres = np.diag([0.001, 0.002, 0.001, 1])
+    path = saved(tmp_path, with_units(nifti(noise, metres), "meter"))
+    image = read_scan(path)
+    np.testing.assert_allclose(image.volume.grid.voxel_size_mm, [1, 2, 1], rtol=1e-6)
+    assert "converted to mm" in image.warnings[0]
+    write_image(tmp_path / "out.nii.gz", image.volume.data, image, np.float32)
+    np.testing.assert_array_equal(nib.load(tmp_path / "out.nii.gz").affine, nib.load(path).affine)
+
+
+def test_metres_with_voxels_in_millimetres_are_not_believed(tmp_path, noise):
+    image = read_scan(saved(tmp_path, with_units(nifti(noise, np.eye(4)), "meter")))
+    np.testing.assert_allclose(image.volume.grid.voxel_size_mm, 1)
+    assert "mm assumed" in image.warnings[0]
+
+
+def test_scan_with_few_grey_values_is_no_label_map(tmp_path, noise):
+    coarse = np.minimum(noise // 8, 60).astype(np.uint8)
+    assert len(np.unique(coarse)) <= 64
+    assert read_scan(saved(tmp_path, nifti(coarse))).volume.data.max() == coarse.max()
+
+
+def test_labels_are_exact_whole_numbers(tmp_path):
+    ids = np.array([0, 2, 2004, 16_777_217], dtype=np.int32).reshape(2, 2, 1).repeat(3, axis=2)
+    image = read_labels(saved(tmp_path, nifti(ids)))
+    assert image.volume.data.dtype == np.int32
+    np.testing.assert_array_equal(image.volume.data, ids)
+    check_one_line(saved(tmp_path, nifti(RAMP + 0.5)), BadData, "whole numbers", read=read_labels)
+
+
+ORIENTATIONS = [
+    np.vstack([np.c_[np.diag(signs)[:, list(axes)], [1.5, -2.25, 3.1]], [0, 0, 0, 1]])
+    for axes, signs in product(permutations(range(3)), product((0.9, -0.8), repeat=3))
+]
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (2, 0), (0, 3), (4, 1)], ids=str)
+def test_affine_is_kept_bit_for_bit(tmp_path, noise, codes):
+    """Also where it comes from the qform alone, and for oblique and mirrored grids."""
+    sform, qform = codes
+    for affine in [OBLIQUE, np.linalg.inv(OBLIQUE), *ORIENTATIONS[::7]]:
+        path = saved(tmp_path, nifti(noise, affine, sform, qform))
+        like = read_scan(path)
+        write_image(tmp_path / "out.nii.gz", like.volume.data > 100, like, np.uint8)
+        raw, out = nib.load(path), nib.load(tmp_path / "out.nii.gz")
+        np.testing.assert_array_equal(out.affine, raw.affine)
+        np.testing.assert_array_equal(out.header.get_zooms(), raw.header.get_zooms())
+        for form in ("get_qform", "get_sform"):
+            expected, code = getattr(raw.header, form)(coded=True)
+            found, found_code = getattr(out.header, form)(coded=True)
+            assert found_code == code
+            assert (found is None) == (expected is None)
+            assert expected is None or np.array_equal(found, expected)
+
+
+def test_affine_of_big_endian_and_nifti2_files(tmp_path, noise):
+    swapped = nib.Nifti1Image(noise, OBLIQUE, nib.Nifti1Header(endianness=">"))
+    for image in (swapped, nib.Nifti2Image(noise, OBLIQUE)):
+        path = saved(tmp_path, image)
+        like = read_scan(path)
+        write_image(tmp_path / "out.nii", like.volume.data, like, np.float32)
+        out = nib.load(tmp_path / "out.nii")
+        np.testing.assert_array_equal(out.affine, nib.load(path).affine)
+        np.testing.assert_array_equal(out.get_fdata(), noise)
+
+
+def test_only_the_geometry_of_the_input_is_handed_on(tmp_path, noise):
+    image = nifti(noise)
+    image.header["descrip"] = b"Jane Doe"
+    image.header["cal_max"] = 50
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"born 1.1."))
+    image.header.set_slope_inter(3, 5)
+    like = read_scan(saved(tmp_path, image))
+    write_image(tmp_path / "out.nii", LABELS[:8, :9, :10], like, np.uint8, "labels", "label")
+    out = nib.load(tmp_path / "out.nii")
+    assert out.header["descrip"].item() == b"labels" and out.header["cal_max"] == 0
+    assert out.header.get_intent()[0] == "label" and not out.header.extensions
+    assert (out.dataobj.slope, out.dataobj.inter) == (1, 0)
+    np.testing.assert_array_equal(np.asanyarray(out.dataobj), LABELS[:8, :9, :10])
+
+
+def test_probabilities_in_four_dimensions(tmp_path, noise):
+    like = read_scan(saved(tmp_path, nifti(noise)))
+    data = np.stack([noise / noise.max(), 1 - noise / noise.max()], axis=-1)
+    write_image(tmp_path / "out.nii.gz", data, like, np.uint8, slope=1 / 255)
+    out = nib.load(tmp_path / "out.nii.gz")
+    assert out.header.get_xyzt_units() == ("mm", "sec") and out.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(out.get_fdata(), data, atol=0.5 / 255 + 1e-6)
+    assert out.get_fdata().max() == pytest.approx(1)
+
+
+def test_values_that_do_not_fit_are_refused(tmp_path, noise):
+    like = read_scan(saved(tmp_path, nifti(noise)))
+    for data in (np.full(noise.shape, 256), np.full(noise.shape, -1), noise):
+        with pytest.raises(ValueError, match="do not fit into uint8"):
+            write_image(tmp_path / "out.nii", data, like, np.uint8)
+    with pytest.raises(ValueError, match="do not fit the grid"):
+        write_image(tmp_path / "out.nii", noise[1:], like, np.float32)
+    assert not (tmp_path / "out.nii").exists()
+
+
+def test_equal_data_give_equal_files(tmp_path, noise):
+    like = read_scan(saved(tmp_path, nifti(noise)))
+    for name in ("one.nii.gz", "two.nii.gz"):
+        write_image(tmp_path / name, noise, like, np.float32)
+    assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "two.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(28, StorageProblem), (5, StorageProblem), (13, CannotCreate)]
+)
+def test_a_failed_write_leaves_the_old_file(tmp_path, noise, monkeypatch, number, kind):
+    like = read_scan(saved(tmp_path, nifti(noise)))
+    target = tmp_path / "out.nii.gz"
+    target.write_text("old")
+
+    def refuse(descriptor):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(kind, match=re.escape(str(target))):
+        write_image(target, noise, like, np.float32)
+    assert target.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.nii.gz", "sub-01_T1w.nii.gz"]
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path, noise):
+    like = read_scan(saved(tmp_path, nifti(noise)))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(CannotCreate, match="in the way"):
+        write_image(tmp_path / "out" / "x.nii.gz", noise, like, np.float32)

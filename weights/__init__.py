@@ -1,0 +1,1 @@
+"""Shipped networks: installed as the package `bids_synthseg.weights`, read with importlib."""
