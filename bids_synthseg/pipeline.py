@@ -13,6 +13,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 
 from bids_synthseg import __version__, nifti
@@ -81,17 +82,18 @@ class Segmenter:
         device = choose_device(options.device)
         if options.n_cpus:
             torch.set_num_threads(options.n_cpus)
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(options.n_cpus)
         shipped = files("bids_synthseg.weights")
         with (
             as_file(shipped / "segmentation.safetensors") as segmentation,
             as_file(shipped / "locator.safetensors") as location,
         ):
             chosen = options.model or segmentation
-            models = [_ready(load_model(path), device) for path in (chosen, location)]
+            model, locator = (_ready(load_model(path), device) for path in (chosen, location))
             both = "".join(file_sha256(path) for path in (chosen, location))
         checksum = hashlib.sha256(both.encode()).hexdigest()
         LOG.info("network on %s, weights %s", device, checksum[:12])
-        return Segmenter(*models, checksum)
+        return Segmenter(model, locator, checksum)
 
 
 def _ready(model: Model, device: torch.device) -> Model:
@@ -138,36 +140,59 @@ def run_session(
     writer.start()
     images = [nifti.read_scan(scan.path) for scan in group.scans]
     results = [_segment(image, segmenter, options) for image in images]
-    alignments = [align(results[0].field, other.field) for other in results[1:]]
-    placed = [np.eye(4), *(alignment.transform for alignment in alignments)]
-    merged = [True, *(alignment.accepted for alignment in alignments)]
-    warnings = _warnings(group.scans, images, results, alignments)
+    alignments = [Alignment.of_the_first(), *(align(results[0], one) for one in results[1:])]
+    parts = [Part(*of) for of in zip(group.scans, images, results, alignments, strict=True)]
+    warnings = _warnings(parts)
 
-    finished: dict[tuple, LabelledVolume] = {}
-    for contrast, scans in group.by_contrast.items():
-        number = group.scans.index(scans[0])
-        parts = [i for i in range(len(images)) if i == number or (merged[i] and merged[number])]
-        field = MergedField([_seen_from(results[i].field, placed, i, number) for i in parts])
-        space = Space(contrast, images[number], tuple(group.scans[i].path for i in parts))
-        grid = images[number].volume.grid
-        key = (grid, placed[number].tobytes(), tuple(parts))
-        if key not in finished:
-            keep = options.save_posteriors != "none"
-            finished[key] = label_volume(field, grid, keep)
-        write_space(writer, space, finished[key], field.table, options)
-    if len(group.by_contrast) == 2 and merged[group.scans.index(group.by_contrast["T2w"][0])]:
-        transform = placed[group.scans.index(group.by_contrast["T2w"][0])]
-        # ITK transforms map points of the target to points of the source image.
-        writer.write_transform("T2w", "T1w", itk_text(transform))
-        writer.write_transform("T1w", "T2w", itk_text(np.linalg.inv(transform)))
+    contrasts = [next(p for p in parts if p.scan.suffix == name) for name in group.by_contrast]
+    # Contrasts on one grid share one segmentation.
+    spaces: dict[tuple, list[Part]] = {}
+    for part in contrasts:
+        spaces.setdefault(part.place, []).append(part)
+    for alike in spaces.values():
+        _write_spaces(writer, alike, parts, options)
+    if len(contrasts) == 2 and all(part.alignment.accepted for part in contrasts):
+        t1w, t2w = contrasts
+        # An ITK transform maps points of the target to points of the image that is moved.
+        writer.write_transform("T2w", "T1w", itk_text(t2w.seen_from(t1w)))
+        writer.write_transform("T1w", "T2w", itk_text(t1w.seen_from(t2w)))
     if options.save_per_image:
-        for scan, image, result in zip(group.scans, images, results, strict=True):
-            labelled = label_volume(result.field, image.volume.grid)
-            writer.write_per_image(scan, image, labelled.aseg)
+        for part in parts:
+            labelled = label_volume(part.result.field, part.image.volume.grid)
+            writer.write_per_image(part.scan, part.image, labelled.aseg)
+    for part in parts:
+        if part.alignment.accepted and part.alignment.moved_mm:
+            LOG.info("%s: %s", part.scan.path.name, part.alignment.summary)
     for warning in warnings:
         LOG.warning("%s: %s", group.label, warning)
     writer.finish(signature, {"Warnings": warnings})
     return SessionResult("done", time.monotonic() - start, "; ".join(warnings))
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One scan of a session; `alignment` is to the session's first scan."""
+
+    scan: Scan
+    image: nifti.Image
+    result: Segmented
+    alignment: Alignment
+
+    @property
+    def place(self) -> tuple:
+        """Equal for two parts of a session that see the same brain on the same grid."""
+        alignment = self.alignment
+        return self.image.volume.grid, alignment.transform.tobytes(), alignment.accepted
+
+    def seen_from(self, viewer: "Part") -> np.ndarray:
+        """(4, 4) transform from points of the viewer's world to points of this scan's."""
+        if np.array_equal(self.alignment.transform, viewer.alignment.transform):
+            return np.eye(4)
+        return self.alignment.transform @ np.linalg.inv(viewer.alignment.transform)
+
+    def merged_with(self, other: "Part") -> bool:
+        """Whether both scans speak for the same brain."""
+        return self is other or (self.alignment.accepted and other.alignment.accepted)
 
 
 def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segmented:
@@ -182,31 +207,36 @@ def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segm
     return result
 
 
-def _seen_from(
-    field: PosteriorField, placed: list[np.ndarray], number: int, viewer: int
-) -> PosteriorField:
-    """Field of scan `number` in the world of scan `viewer`; `placed` leads from the first."""
-    if np.array_equal(placed[number], placed[viewer]):
-        return field
-    return MovedField(field, placed[number] @ np.linalg.inv(placed[viewer]))
+def _write_spaces(
+    writer: SessionWriter, alike: list[Part], parts: list[Part], options: Options
+) -> None:
+    """Label the brain on the one grid of the parts `alike` and write it for each of them."""
+    viewer = alike[0]
+    together = [part for part in parts if part.merged_with(viewer)]
+    field = MergedField([_view(part, viewer) for part in together])
+    keep = options.save_posteriors != "none"
+    labelled = label_volume(field, viewer.image.volume.grid, keep)
+    for part in alike:
+        sources = tuple(source.scan.path for source in together)
+        space = Space(part.scan.suffix, part.image, sources)
+        write_space(writer, space, labelled, field.table, options)
 
 
-def _warnings(
-    scans: tuple[Scan, ...],
-    images: list[nifti.Image],
-    results: list[Segmented],
-    alignments: list[Alignment],
-) -> list[str]:
-    found = [
-        f"{scan.path.name}: {warning}"
-        for scan, image, result in zip(scans, images, results, strict=True)
-        for warning in (*image.warnings, *result.warnings)
-    ]
-    for scan, alignment in zip(scans[1:], alignments, strict=True):
-        if not alignment.accepted:
+def _view(part: Part, viewer: Part) -> PosteriorField:
+    transform = part.seen_from(viewer)
+    field = part.result.field
+    return field if np.array_equal(transform, np.eye(4)) else MovedField(field, transform)
+
+
+def _warnings(parts: list[Part]) -> list[str]:
+    found = [warning for part in parts for warning in part.image.warnings]
+    for part in parts:
+        found += [f"{part.scan.path}: {warning}" for warning in part.result.warnings]
+        if not part.alignment.accepted:
             found.append(
-                f"{scan.path.name}: not merged, its segmentation overlaps that of "
-                f"{scans[0].path.name} by a Dice of {alignment.dice:.2f} only"
+                f"{part.scan.path}: not merged, its segmentation overlaps that of "
+                f"{parts[0].scan.path.name} by a Dice of {part.alignment.dice:.2f} only; "
+                "look at both"
             )
     return found
 

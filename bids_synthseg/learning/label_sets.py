@@ -19,6 +19,22 @@ from bids_synthseg.synthesis.contrast import TISSUE_OF
 BRAIN_FRACTION = 1 / 500
 """A structure counts as labelled in a map if it takes this fraction of the labelled voxels."""
 
+TISSUE_OF_MAPPING = {2: "white", 3: "csf", 8: "grey", 9: "grey", 10: "white", 11: "grey"}
+"""BIDS tissue number of a model label -> name in TISSUE_OF."""
+
+WHITE_STRUCTURES = {"cerebellar white matter", "pallidum", "ventral diencephalon"}
+"""White on T1w other than their BIDS tissue number tells."""
+
+OTHER_SIDE = {
+    "Left": "Right",
+    "Right": "Left",
+    "left": "right",
+    "right": "left",
+    "lh": "rh",
+    "rh": "lh",
+}
+"""Words of label names, split at hyphens, that change with the side."""
+
 
 @dataclass(frozen=True)
 class SourceLabel:
@@ -32,17 +48,23 @@ class SourceLabel:
 def read_source_labels(path: Path, table: LabelTable) -> tuple[SourceLabel, ...]:
     """The labels of `dseg.tsv`, background first.
 
-    Raises InputMissing where the file is absent, BadData where a label's meaning is unknown.
+    A column `model_labels` holds the ids of model labels, separated by blanks. Raises InputMissing
+    where the file is absent, BadData where it is no such table or a label's meaning is unknown.
     """
     if not path.is_file():
         raise InputMissing(f"{path}: label table missing; write one with columns index and name")
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
     try:
-        named = {int(row["index"]): row["name"] for row in rows}
-        own = {int(row["index"]): row["model_labels"] for row in rows if "model_labels" in row}
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        named = {int(row["index"]): row["name"] or "" for row in rows}
     except (KeyError, ValueError, TypeError) as problem:
-        raise BadData(f"{path}: needs whole-number column index and column name") from problem
+        raise BadData(
+            f"{path}: not a label table; write columns index (whole numbers) and name, "
+            "separated by tabs"
+        ) from problem
+    if len(named) < len(rows) or min(named, default=0) < 0:
+        raise BadData(f"{path}: an index is negative or stands twice; give each label its own")
+    own = {int(row["index"]): row["model_labels"] or "" for row in rows if "model_labels" in row}
     meaning = own or _known_scheme(named)
     if not meaning:
         raise BadData(
@@ -54,9 +76,13 @@ def read_source_labels(path: Path, table: LabelTable) -> tuple[SourceLabel, ...]
     known = set(table.ids.tolist())
     labels = []
     for index in sorted(named):
-        ids = frozenset(int(word) for word in meaning[index].split())
-        if not ids or not ids <= known:
-            raise BadData(f"{path}: label {index}: model_labels {meaning[index]!r} not in the model")
+        words = meaning[index].split()
+        ids = frozenset(int(word) for word in words if word.isdecimal())
+        if len(ids) < len(set(words)) or not ids or not ids <= known:
+            raise BadData(
+                f"{path}: label {index}: model_labels {meaning[index]!r} are not ids of the model; "
+                f"give some of {' '.join(map(str, sorted(known)))}"
+            )
         labels.append(SourceLabel(index, named[index], ids))
     return tuple(labels)
 
@@ -68,30 +94,51 @@ def _known_scheme(named: dict[int, str]) -> dict[int, str] | None:
         with scheme.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
         known = {int(row["index"]): row for row in rows}
-        if all(i in known and known[i]["name"] == name for i, name in named.items()):
+        if named and all(i in known and known[i]["name"] == name for i, name in named.items()):
             return {index: known[index]["labels"] for index in named}
     return None
 
 
-def twin_classes(labels: tuple[SourceLabel, ...]) -> np.ndarray:
-    """(K,) class of the other side, paired by Left/Right in the names; itself where there is none."""
-    place = {label.name: k for k, label in enumerate(labels)}
-    swap = {"Left": "Right", "Right": "Left", "left": "right", "right": "left", "lh": "rh", "rh": "lh"}
-    twins = []
+def twin_classes(labels: tuple[SourceLabel, ...], table: LabelTable) -> np.ndarray:
+    """(K,) class of the other side, an involution; itself for a class without sides.
+
+    Classes are paired by Left and Right in their names, else by what they mean: one whose model
+    labels are the mirrored ones. Raises ValueError for a class of one side whose twin is not there,
+    because a mirrored sample would then teach the wrong side.
+    """
+    mirror = dict(zip(table.ids.tolist(), table.ids[table.mirror_channels].tolist(), strict=True))
+    twins = np.arange(len(labels))
+    waiting = []
+    names = {label.name: k for k, label in enumerate(labels)}
     for k, label in enumerate(labels):
-        other = "-".join(swap.get(word, word) for word in label.name.split("-"))
-        twins.append(place.get(other, k))
-    return np.array(twins)
+        other = names.get("-".join(OTHER_SIDE.get(word, word) for word in label.name.split("-")), k)
+        if other != k and names[label.name] == k:
+            twins[k] = other
+        elif label.labels != frozenset(mirror[i] for i in label.labels):
+            waiting.append(k)
+    while waiting:
+        first = waiting.pop(0)
+        wanted = frozenset(mirror[i] for i in labels[first].labels)
+        other = next((k for k in waiting if labels[k].labels == wanted), None)
+        if other is None:
+            label = labels[first]
+            raise ValueError(
+                f"label {label.index} ({label.name}) lies on one side and no label on the other "
+                "answers it; add the other side, or model_labels of both sides"
+            )
+        waiting.remove(other)
+        twins[first], twins[other] = other, first
+    return twins
 
 
 def tissue_classes(labels: tuple[SourceLabel, ...], table: LabelTable) -> np.ndarray:
     """(K,) tissue (TISSUE_OF) of each class, from the BIDS tissue of its first model label."""
-    by_mapping = {0: "other", 2: "white", 3: "csf", 8: "grey", 9: "grey", 10: "white", 11: "grey"}
-    white = {"cerebellar white matter", "pallidum", "ventral diencephalon"}
     tissues = []
     for label in labels:
         row = table.rows[table.channel_of(min(label.labels))]
-        tissue = "white" if row.structure in white else by_mapping.get(row.mapping, "other")
+        tissue = TISSUE_OF_MAPPING.get(row.mapping, "other")
+        if row.structure in WHITE_STRUCTURES:
+            tissue = "white"
         tissues.append(TISSUE_OF["background" if label.index == 0 else tissue])
     return np.array(tissues)
 

@@ -1,7 +1,7 @@
 """Label-set loss: Dice and cross-entropy on the summed probability of each target's label set.
 
 After Fidon et al. 2021, "Label-set loss functions for partial supervision". A voxel whose target
-set overlaps a larger set is no false positive of that set: where "background or CSF" is all that
+set overlaps another set is no false positive of that set: where "background or CSF" is all that
 one label says, CSF that another label names does not count against it.
 """
 
@@ -18,31 +18,31 @@ def label_set_loss(
     head: Head,
     dice_weight: float = 1.0,
 ) -> torch.Tensor:
-    """Loss of one sample: `logits` (1, n, X, Y, Z), `classes` (X, Y, Z) rows of `sets` (K, C).
+    """Loss of one sample: mean cross-entropy plus `dice_weight` times one minus the mean Dice.
 
-    Sets that do not occur in the sample take no part in the Dice term, which weighs all others
-    alike. Only sums per target set are stored beside the network's output.
+    `logits` (1, n, X, Y, Z); `classes` (X, Y, Z) int64 rows of `sets` (K, C) bool. Classes of the
+    same set count as one; sets that do not occur in the sample take no part in the Dice term, which
+    weighs all others alike whatever their size.
     """
     device = logits.device
-    # Classes with the same set are one question.
-    sets, group = np.unique(sets, axis=0, return_inverse=True)
-    target = torch.from_numpy(group.ravel()).to(device)[classes.flatten()]
-    in_left, in_right = (torch.from_numpy(m).to(device) for m in head.memberships(sets))
+    present = torch.bincount(classes.flatten(), minlength=len(sets)).cpu().numpy() > 0
+    sets, group = np.unique(sets[present], axis=0, return_inverse=True)
+    target_of = np.zeros(len(present), dtype=np.int64)
+    target_of[present] = group.ravel()
+    target = torch.from_numpy(target_of).to(device)[classes.flatten()]
+
+    # (T, V): probability of each set in each voxel, and which set is the voxel's target.
     structures, left = head.split(logits.float())
     structures, left = structures[0].flatten(1), left[0].flatten()
-    on_left, on_right = structures * left, structures * (1 - left)
+    in_left, in_right = (torch.from_numpy(m).to(device) for m in head.memberships(sets))
+    chance = in_left @ (structures * left) + in_right @ (structures * (1 - left))
+    truth = torch.zeros_like(chance).scatter_(0, target[None], 1.0)
 
-    matched = (in_left.T[:, target] * on_left + in_right.T[:, target] * on_right).sum(0)
+    matched = chance.gather(0, target[None])
     cross_entropy = -matched.clamp(min=1e-6).log().mean()
-
-    # (S, K): probability of each structure, summed over the voxels of each target set.
-    sums = torch.zeros((len(structures), len(sets)), device=device)
-    index = target.expand(len(structures), -1)
-    sum_left = sums.scatter_add(1, index, on_left)
-    sum_right = sums.scatter_add(1, index, on_right)
-    predicted = in_left @ sum_left + in_right @ sum_right  # (K, K): set x target
+    predicted = chance @ truth.T  # (T, T): probability of a set, summed over each set's voxels
+    volume = truth.sum(1)
     overlap = (sets.astype(int) @ sets.T.astype(int)) > 0
-    counts = torch.from_numpy(~overlap | np.eye(len(sets), dtype=bool)).to(device)
-    volume = torch.bincount(target, minlength=len(sets)).float()
-    dice = (2 * predicted.diagonal() + 1) / (volume + (predicted * counts).sum(1) + 1)
-    return cross_entropy + dice_weight * (1 - dice[volume > 0].mean())
+    counted = torch.from_numpy(~overlap | np.eye(len(sets), dtype=bool)).to(device)
+    dice = (2 * predicted.diagonal() + 1) / (volume + (predicted * counted).sum(1) + 1)
+    return cross_entropy + dice_weight * (1 - dice.mean())

@@ -4,44 +4,40 @@ Everything random about a sample comes from (seed, step, number in the batch), s
 sees the samples it would have seen, and nothing but weights, optimiser and step need saving.
 """
 
+import io
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from bids_synthseg import __version__
-from bids_synthseg.anatomy.labels import Label, LabelTable
-from bids_synthseg.errors import BadData, InputMissing
+from bids_synthseg.errors import AppError, BadData, InputMissing, UsageProblem
 from bids_synthseg.learning.config import TrainConfig
-from bids_synthseg.learning.datasets import TrainingMap, load_dataset
+from bids_synthseg.learning.datasets import TrainingMap, load_maps
 from bids_synthseg.learning.loss import label_set_loss
+from bids_synthseg.learning.validation import validation_dice
 from bids_synthseg.models.checkpoint import Model, load_model, save_model
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.inputs import network_input
 from bids_synthseg.models.unet import UNet, grow
-from bids_synthseg.storage import atomic_file
+from bids_synthseg.storage import atomic_file, explain, make_folder, write_text
 from bids_synthseg.synthesis.recipe import draw, render
 
 log = logging.getLogger(__name__)
 
-BRAIN_TABLE = LabelTable(
-    (
-        Label(0, "Background", "BG", "#000000", 0, "background", "midline", 0, 0),
-        Label(1, "Brain", "BRAIN", "#cd3e4e", 1, "brain", "midline", 1, 1),
-    )
-)
-"""What a locator tells apart."""
+REPORT_SECONDS = 30
+"""Time between two lines of progress."""
 
 
 @dataclass
 class State:
-    """All that changes during a run."""
+    """All that changes during a run; `average` is the network with averaged weights."""
 
     network: UNet
     average: UNet
@@ -49,35 +45,26 @@ class State:
     step: int = 0
 
 
-def load_maps(folders: Sequence[Path], target: str) -> tuple[list[TrainingMap], LabelTable]:
-    """The maps of all data sets, and the table they are expressed in."""
-    table = LabelTable.default()
-    maps = [one for folder in folders for one in load_dataset(folder, table)]
-    if target == "brain":
-        # Brain is what cannot be background; "background or CSF" stays either.
-        maps = [
-            TrainingMap(m.name, m.dataset, m.source, np.stack([m.sets[:, 0], m.sets[:, 1:].any(1)], 1))
-            for m in maps
-        ]
-        table = BRAIN_TABLE
-    return maps, table
-
-
 def new_state(config: TrainConfig, head: Head, device: torch.device) -> State:
-    """Fresh weights, or those of a coarser model grown by one level."""
+    """Fresh weights, or those of a coarser model grown by one level.
+
+    Raises BadData where architecture and labels do not fit each other or the coarser model.
+    """
     torch.manual_seed(config.seed)
     wanted = config.network
     if wanted.channels_out != head.n_channels:
         raise BadData(
-            f"network.channels_out is {wanted.channels_out}, the labels need {head.n_channels}"
+            f"network.channels_out is {wanted.channels_out}; set it to {head.n_channels} for head "
+            f"{head.kind!r} and {len(head.table)} labels"
         )
     if config.grow_from:
         coarse = load_model(Path(config.grow_from))
         network = grow(coarse.network, wanted.features[0], wanted.convs[0])
-        if network.config != wanted:
+        if network.config != wanted or coarse.head != head:
             raise BadData(
-                f"{config.grow_from}: levels {coarse.network.config.features} are not those of "
-                f"the configuration below its finest, {wanted.features[1:]}"
+                f"{config.grow_from}: a model of another architecture or other labels, levels "
+                f"{list(coarse.network.config.features)}; the configuration asks for "
+                f"{list(wanted.features[1:])} below its finest"
             )
     else:
         network = UNet(wanted)
@@ -97,11 +84,18 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def probabilities_of(maps: Sequence[TrainingMap], weights: dict[str, float]) -> np.ndarray:
-    """(N,) chance of each map: a data set's share is divided evenly among its maps."""
+    """(N,) chance of each map: a data set's share is divided evenly among its maps.
+
+    Raises BadData for a share of an unknown data set, or shares that leave nothing to draw.
+    """
     names = [m.dataset for m in maps]
+    unknown = sorted(set(weights) - set(names))
+    if unknown:
+        known = ", ".join(sorted(set(names)))
+        raise BadData(f"weights: no data set is named {unknown[0]!r}; known are {known}")
     shares = np.array([weights.get(name, 1.0) / names.count(name) for name in names])
-    if shares.sum() <= 0:
-        raise BadData("weights: every data set has weight 0; give at least one a share")
+    if shares.min() < 0 or shares.sum() <= 0:
+        raise BadData("weights: shares must not be negative, and at least one above 0")
     return shares / shares.sum()
 
 
@@ -113,7 +107,10 @@ def train_step(
     head: Head,
     device: torch.device,
 ) -> float:
-    """One optimiser step on `config.batch` samples; returns the loss."""
+    """One optimiser step on `config.batch` samples; returns the loss.
+
+    `maps` lie on `device`. Where the gradient is not finite the weights stay as they are.
+    """
     images, targets = [], []
     for number in range(config.batch):
         rng = np.random.default_rng([config.seed, state.step, number])
@@ -139,88 +136,50 @@ def train_step(
     state.step += 1
     decay = min(config.average, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
-        for mean, new in zip(
-            state.average.parameters(), state.network.parameters(), strict=True
-        ):
+        weights = zip(state.average.parameters(), state.network.parameters(), strict=True)
+        for mean, new in weights:
             mean.lerp_(new, 1 - decay)
     return float(loss.detach())
 
 
 def save_state(path: Path, state: State) -> None:
-    """Everything an exact resume needs."""
+    """Everything an exact resume needs; an old file stays until the new one is complete.
+
+    Raises StorageProblem where the disk is full, CannotCreate where writing is not allowed.
+    """
+    content = {
+        "step": state.step,
+        "network": state.network.state_dict(),
+        "average": state.average.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+    }
+    # Not straight to the file: torch turns the operating system's errors into others.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with atomic_file(path) as stream:
-        torch.save(
-            {
-                "step": state.step,
-                "network": state.network.state_dict(),
-                "average": state.average.state_dict(),
-                "optimiser": state.optimiser.state_dict(),
-            },
-            stream,
-        )
+        stream.write(buffer.getbuffer())
 
 
 def restore_state(path: Path, state: State) -> None:
-    """Load what `save_state` wrote. Raises BadData for a broken or foreign checkpoint."""
+    """Load what `save_state` wrote.
+
+    Raises BadData for a file that is truncated, foreign, or of another architecture.
+    """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # the unpickler fails on a foreign file in any way there is
+        raise BadData(
+            f"{path}: truncated, or no checkpoint; delete it to begin anew, or copy it again"
+        ) from problem
+    try:
         state.network.load_state_dict(saved["network"])
         state.average.load_state_dict(saved["average"])
         state.optimiser.load_state_dict(saved["optimiser"])
         state.step = int(saved["step"])
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise BadData(f"{path}: not a checkpoint of this run ({reason}); move it away") from problem
-
-
-@torch.no_grad()
-def validation_dice(
-    network: UNet, maps: Sequence[TrainingMap], config: TrainConfig, head: Head
-) -> dict[str, float]:
-    """Mean Dice over the classes of each real scan beside a map, on the working grid.
-
-    The brain's box is taken from the map, so this judges the network alone.
-    """
-    still = undeformed(config)
-    scores = {}
-    for one in maps:
-        for image_number in range(len(one.source.images)):
-            drawn = draw(one.source, still, config.shape, config.fill, np.random.default_rng(0))
-            drawn = type(drawn)(**{**vars(drawn), "image": image_number})
-            image, classes = render(one.source, drawn)
-            labels = head.probabilities(network(network_input(image)).float())[0].argmax(0)
-            scores[f"{one.name}/{image_number}"] = _mean_dice(labels, classes, one.sets)
-    return scores
-
-
-def undeformed(config: TrainConfig):
-    """The generator's configuration with every effect but the paired scan switched off."""
-    from bids_synthseg.synthesis.acquisition import AcquisitionConfig
-    from bids_synthseg.synthesis.deformation import DeformationConfig
-    from bids_synthseg.synthesis.head import HeadConfig
-    from bids_synthseg.synthesis.recipe import SynthesisConfig
-
-    return SynthesisConfig(
-        flip=0.0,
-        real=1.0,
-        keep_surroundings=1.0,
-        deformation=DeformationConfig(0, 0, 0, 0, 0),
-        acquisition=AcquisitionConfig(0, 5, 0, 0, 1, 0, 1, 1),
-        head=HeadConfig(0, 0, 0),
-    )
-
-
-def _mean_dice(labels: torch.Tensor, classes: torch.Tensor, sets: np.ndarray) -> float:
-    groups, group = np.unique(sets, axis=0, return_inverse=True)
-    target = torch.from_numpy(group.ravel())[classes]
-    scores = []
-    for k, members in enumerate(groups):
-        truth = target == k
-        if members[0] or not truth.any():
-            continue
-        found = torch.from_numpy(members)[labels]
-        scores.append(float(2 * (found & truth).sum() / (found.sum() + truth.sum())))
-    return float(np.mean(scores))
+    except (RuntimeError, KeyError, ValueError, TypeError) as problem:
+        raise BadData(
+            f"{path}: a checkpoint of another architecture; choose another folder for this run"
+        ) from problem
 
 
 def run_training(
@@ -235,41 +194,47 @@ def run_training(
 ) -> Path:
     """Train, or go on where `out` holds a checkpoint of the same configuration.
 
-    Writes `model.safetensors` (averaged weights), `state.pt`, `config.json` and `metrics.tsv`
-    into `out` and returns the model's path.
+    `folders` and `validation` are BIDS folders of label maps; none may be both, and `validation`
+    is looked at only with its real scans. Writes `model.safetensors` (averaged weights),
+    `state.pt`, `config.json` and `metrics.tsv` into `out` and returns the model's path; at least
+    one step is made, whatever `max_minutes` says. Raises AppError for everything a user can mend.
     """
+    started = time.monotonic()
     if not folders:
         raise InputMissing("no label data sets given; name at least one folder with dseg.tsv")
-    started = time.monotonic()
-    target_device = torch.device(device)
+    both = {Path(f).resolve() for f in folders} & {Path(f).resolve() for f in validation}
+    if both:
+        raise UsageProblem(f"{min(both)}: given for training and validation; take it from one")
+    settings = json.dumps(asdict(config), indent=1, sort_keys=True)
+    resumed = _is_begun(out, settings)
+    on = torch.device(device)
     maps, table = load_maps(folders, config.target)
     checks, _ = load_maps(validation, config.target)
+    maps, checks = _on_device(maps, on), _on_device(checks, on)
     chances = probabilities_of(maps, config.weights)
     head = Head(table, config.head)
     progress(f"{len(maps)} label maps, {len(checks)} for validation, {len(table)} labels")
-    state = new_state(config, head, target_device)
-    out.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(asdict(config), indent=1, sort_keys=True)
-    if (out / "state.pt").exists():
-        if (out / "config.json").read_text(encoding="utf-8") != settings:
-            raise BadData(f"{out}: holds a run of another configuration; choose another folder")
+    # A resumed run has its weights: it does not need the model it once grew from.
+    state = new_state(replace(config, grow_from="") if resumed else config, head, on)
+    if resumed:
         restore_state(out / "state.pt", state)
         progress(f"resumed at step {state.step}")
-    (out / "config.json").write_text(settings, encoding="utf-8")
-    saved = validated = reported = time.monotonic()
+    make_folder(out)
+    write_text(out / "config.json", settings)
+    begun = saved = validated = reported = time.monotonic()
     first_step, recent = state.step, []
     while state.step < config.steps:
-        recent.append(train_step(state, maps, chances, config, head, target_device))
+        recent.append(train_step(state, maps, chances, config, head, on))
         now = time.monotonic()
-        over = now - started > 60 * max_minutes
-        last = state.step == config.steps or over
-        if now - reported > 30 or last:
-            rate = (state.step - first_step) / (now - started)
+        last = state.step == config.steps or now - started > 60 * max_minutes
+        if now - reported > REPORT_SECONDS or last:
+            loss = _mean_loss(recent, state.step)
+            rate = (state.step - first_step) / max(now - begun, 1e-9)
             progress(
-                f"step {state.step}/{config.steps} loss {np.mean(recent):.4f} "
+                f"step {state.step}/{config.steps} loss {loss:.4f} "
                 f"{rate:.2f} steps/s, {(config.steps - state.step) / rate / 60:.0f} min left"
             )
-            _record(out, state.step, "loss", float(np.mean(recent)))
+            _record(out, state.step, "loss", loss)
             reported, recent = now, []
         if now - validated > 60 * config.validate_minutes or last:
             for name, score in validation_dice(state.average, checks, config, head).items():
@@ -280,9 +245,33 @@ def run_training(
             save_state(out / "state.pt", state)
             save_model(out / "model.safetensors", _model(state, head, config, maps))
             saved = time.monotonic()
-        if over:
+        if last:
             break
     return out / "model.safetensors"
+
+
+def _is_begun(out: Path, settings: str) -> bool:
+    """Whether `out` holds a checkpoint; BadData where it is one of another configuration."""
+    if not (out / "state.pt").exists():
+        return False
+    written = out / "config.json"
+    if not written.is_file() or written.read_text(encoding="utf-8") != settings:
+        raise BadData(f"{out}: holds a run of another configuration; choose another folder")
+    return True
+
+
+def _on_device(maps: Sequence[TrainingMap], device: torch.device) -> list[TrainingMap]:
+    return [replace(one, source=one.source.to(device)) for one in maps]
+
+
+def _mean_loss(losses: Sequence[float], step: int) -> float:
+    """Mean of the finite losses; AppError where there is none: the run has come apart."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        raise AppError(
+            f"step {step}: the loss is no longer a finite number; train again with a lower rate"
+        )
+    return float(np.mean(finite))
 
 
 def _model(state: State, head: Head, config: TrainConfig, maps: Sequence[TrainingMap]) -> Model:
@@ -296,5 +285,10 @@ def _model(state: State, head: Head, config: TrainConfig, maps: Sequence[Trainin
 
 
 def _record(out: Path, step: int, name: str, value: float) -> None:
-    with (out / "metrics.tsv").open("a", encoding="utf-8") as stream:
-        stream.write(f"{step}\t{name}\t{value:.5f}\n")
+    path = out / "metrics.tsv"
+    try:
+        new = not path.exists()
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(("step\tname\tvalue\n" if new else "") + f"{step}\t{name}\t{value:.5f}\n")
+    except OSError as problem:
+        raise explain(problem, path) from problem

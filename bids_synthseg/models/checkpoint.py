@@ -24,8 +24,8 @@ METADATA_KEY = "bids_synthseg"
 class Model:
     """A network with all that is needed to use it.
 
-    `shape` is the working grid and `fill` the fraction of it that the brain's box takes;
-    `record` tells how it was trained.
+    `shape` is the working grid in voxels and `fill` the fraction of it that the brain's box takes;
+    `record` tells how it was trained (anything JSON can hold).
     """
 
     network: UNet
@@ -51,20 +51,34 @@ def save_model(path: Path, model: Model) -> None:
 
 
 def load_model(path: Path) -> Model:
-    """Read a model file. Raises InputMissing, or BadData for a file that is no complete model."""
+    """Read a model file onto the CPU.
+
+    Raises InputMissing, or BadData for a file that is truncated, foreign or contradicts itself.
+    """
     if not path.is_file():
         raise InputMissing(f"{path}: no such weights file; check --model")
     try:
         with safe_open(path, framework="pt") as stored:
-            description = json.loads((stored.metadata() or {})[METADATA_KEY])
+            written = (stored.metadata() or {}).get(METADATA_KEY)
             state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-        config = NetworkConfig(**description["network"])
-        table = LabelTable.from_records(description["labels"])
-        head = Head(table, description["head"])
-        network = UNet(config)
+    except (SafetensorError, OSError) as problem:
+        raise BadData(
+            f"{path}: truncated, or no safetensors file ({problem}); fetch or copy it again"
+        ) from problem
+    if written is None:
+        raise BadData(f"{path}: weights of another program; give a model that this one has written")
+    try:
+        description = json.loads(written)
+        network = UNet(NetworkConfig(**description["network"]))
+        head = Head(LabelTable.from_records(description["labels"]), description["head"])
+        if head.n_channels != network.config.channels_out:
+            raise ValueError(f"{network.config.channels_out} channels for {head.n_channels}")
         network.load_state_dict(state)
         shape = tuple(int(n) for n in description["shape"])
         return Model(network, head, shape, float(description["fill"]), description["record"])
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise BadData(f"{path}: not a complete bids_synthseg model ({reason})") from problem
+    except (KeyError, ValueError, TypeError, RuntimeError) as problem:
+        reason = " ".join(str(problem).split())[:200]
+        raise BadData(
+            f"{path}: weights and their description do not fit ({reason}); fetch it again, or use "
+            "the version of bids_synthseg that wrote it"
+        ) from problem

@@ -42,13 +42,17 @@ class Head:
         return np.array([self.table.structures.index(row.structure) for row in self.table.rows])
 
     def split(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, n, ...) logits -> (B, S, ...) structure and (B, ...) left-side probabilities."""
+        """(B, n, ...) logits -> (B, S, ...) structure and (B, ...) left-side probabilities.
+
+        A joint head has a structure per label, and every voxel of it counts as left.
+        """
         if self.kind == "joint":
             return logits.softmax(1), torch.ones_like(logits[:, 0])
         return logits[:, :-1].softmax(1), logits[:, -1].sigmoid()
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """(B, n, ...) logits -> (B, C, ...) probabilities that sum to 1."""
+        """(B, n, ...) logits -> (B, C, ...) probabilities; they sum to 1 in every voxel where
+        each sided structure of the table has both its sides."""
         structures, left = self.split(logits)
         if self.kind == "joint":
             return structures
@@ -59,7 +63,8 @@ class Head:
         return result
 
     def memberships(self, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(K, C) label sets -> (K, S) structures that belong to each set on the left and right."""
+        """(K, C) label sets -> (K, S) float32, which structures (1, else 0) belong to each set
+        on the left, and which on the right."""
         n = self.n_channels - (self.kind == "sided")
         left, right = np.zeros((len(sets), n)), np.zeros((len(sets), n))
         for channel, row in enumerate(self.table.rows):
@@ -69,5 +74,3 @@ class Head:
             if self.kind == "joint" or row.side != "left":
                 right[:, target] += sets[:, channel]
         return left.astype(np.float32), right.astype(np.float32)
-
-

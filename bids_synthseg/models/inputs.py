@@ -24,7 +24,8 @@ def normalise(image: torch.Tensor) -> torch.Tensor:
 
 
 def network_input(image: torch.Tensor) -> torch.Tensor:
-    """(X, Y, Z) -> (1, CHANNELS, X, Y, Z): normalised image, coordinates in -1..1."""
+    """(X, Y, Z) -> (1, CHANNELS, X, Y, Z): normalised image, and coordinates that run from -1 in
+    the first voxel of an axis to 1 in the last."""
     axes = [torch.linspace(-1, 1, n, device=image.device) for n in image.shape]
     places = torch.meshgrid(*axes, indexing="ij")
     return torch.stack([normalise(image), *places])[None]

@@ -122,9 +122,10 @@ def upsample(logits: torch.Tensor) -> torch.Tensor:
 
 
 def grow(coarse: UNet, features: int, convs: int) -> UNet:
-    """The same network with one finer level; its output is at first the upsampled coarse output.
+    """The same network with one finer level of `features` and `convs`.
 
-    The new level's head and the coarse network's weights for the new features start at zero.
+    Its output is at first the upsampled output that `coarse` has for the average-pooled input: the
+    new level's head and the coarse network's weights for the new features start at zero.
     """
     config = coarse.config
     fine = UNet(

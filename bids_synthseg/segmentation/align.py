@@ -1,15 +1,20 @@
-"""Rigid alignment of two scans of one session, driven by their posteriors.
+"""Rigid alignment of two scans of one session: posteriors find the place, intensities refine it.
 
 The network has already made the contrasts alike: each voxel's expected tissue value is an image
-that means the same in T1w and T2w, so the plain mean square difference aligns them (SimpleITK).
+that means the same in T1w and T2w, so the plain mean square difference brings scans together from
+far apart. How exactly is limited by the network, whose errors differ between contrasts; mutual
+information of the scans themselves, inside the brain, has no such bias but needs a start nearby.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
+from bids_synthseg.anatomy.volume import Grid
 from bids_synthseg.segmentation.field import GridField
+from bids_synthseg.segmentation.predict import Segmented
 
 # Far apart where neighbours should be told apart; BIDS tissue number -> value.
 TISSUE_VALUE = {0: 0.0, 2: 1.0, 3: 0.25, 8: 0.55, 9: 0.8, 10: 0.9, 11: 0.7}
@@ -20,93 +25,80 @@ MIN_DICE = 0.6
 WORTH_MOVING = 0.01
 """An alignment must raise the overlap by this much to replace the headers' own."""
 
+WORTH_MOVING_VOXELS = 1.0
+"""Nor is the brain moved by less than so many working voxels: neither network nor registration is
+more exact than the headers of scans whose subject kept still."""
 
-@dataclass(frozen=True)
+_SAMPLED = 0.5
+_HISTOGRAM_BINS = 32
+
+
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """`transform` (4, 4): point in the fixed scan's world -> point in the moving scan's, mm.
 
-    `dice`: mean soft overlap of structures after, `dice_before`: by the headers alone.
+    `dice`: mean soft overlap of structures after, `dice_before`: by the headers alone;
+    `moved_mm`: mean distance that the points of the fixed brain are moved, 0 for the identity.
     """
 
     transform: np.ndarray
     dice: float
     dice_before: float
+    moved_mm: float = 0.0
 
     @property
     def accepted(self) -> bool:
         """True where the scans show the same brain in the same place."""
         return self.dice >= MIN_DICE
 
+    @property
+    def summary(self) -> str:
+        """What was done, for the log."""
+        return (
+            f"moved by {self.moved_mm:.1f} mm; overlap {self.dice:.2f}, "
+            f"by the headers {self.dice_before:.2f}"
+        )
 
-def align(fixed: GridField, moving: GridField) -> Alignment:
-    """Rigid alignment of `moving` to `fixed`; the identity where moving gains nothing."""
+    @staticmethod
+    def of_the_first() -> "Alignment":
+        """That of the fixed scan to itself."""
+        return Alignment(np.eye(4), 1.0, 1.0)
+
+
+def align(fixed: Segmented, moving: Segmented) -> Alignment:
+    """Rigid alignment of `moving` to `fixed`; the identity unless moving is a clear gain."""
     identity = np.eye(4)
-    before = overlap(fixed, moving, identity)
-    found = _register(fixed, moving)
-    after = overlap(fixed, moving, found)
-    if after < before + WORTH_MOVING:
+    before = overlap(fixed.field, moving.field, identity)
+    rough = _by_posteriors(fixed.field, moving.field)
+    start = rough if overlap(fixed.field, moving.field, rough) > before else identity
+    found = _by_intensities(fixed, moving, start)
+    after = overlap(fixed.field, moving.field, found)
+    moved_mm = _distance_mm(fixed.field, found)
+    worth_mm = WORTH_MOVING_VOXELS * float(fixed.field.grid.voxel_size_mm.max())
+    if after < before + WORTH_MOVING or moved_mm < worth_mm:
         return Alignment(identity, before, before)
-    return Alignment(found, after, before)
+    return Alignment(found, after, before, moved_mm)
 
 
 def overlap(fixed: GridField, moving: GridField, transform: np.ndarray) -> float:
     """Mean soft Dice over structures, on every second voxel of the fixed working grid."""
-    step = 2
-    indices = np.stack(np.meshgrid(*(np.arange(0, n, step) for n in fixed.grid.shape)), axis=-1)
+    indices = np.stack(np.meshgrid(*(np.arange(0, n, 2) for n in fixed.grid.shape)), axis=-1)
     points = fixed.grid.to_world(indices.reshape(-1, 3))
-    there = moving.at(points @ transform[:3, :3].T + transform[:3, 3])
-    here = fixed.at(points)
-    twice_shared = 2 * np.minimum(here, there)[1:].sum(axis=1)
-    total = here[1:].sum(axis=1) + there[1:].sum(axis=1)
+    there = moving.at(_mapped(points, transform))[1:]
+    here = fixed.at(points)[1:]
+    total = here.sum(axis=1) + there.sum(axis=1)
     # Structures of a few voxels say little about a rigid motion.
     large = total > 0.005 * total.sum()
-    return float((twice_shared[large] / total[large]).mean()) if large.any() else 0.0
-
-
-def _register(fixed: GridField, moving: GridField) -> np.ndarray:
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMeanSquares()
-    method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.5)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=1.0, minStep=1e-3, numberOfIterations=100, relaxationFactor=0.6
-    )
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2])
-    method.SetSmoothingSigmasPerLevel([2.0, 1.0])
-    first, second = _tissue_image(fixed), _tissue_image(moving)
-    start = sitk.VersorRigid3DTransform()
-    start.SetCenter(tuple(float(c) for c in fixed.grid.centre_mm))
-    method.SetInitialTransform(start, inPlace=False)
-    try:
-        found = method.Execute(first, second)
-    except RuntimeError:
-        # The fields of view do not overlap: the headers' own alignment is all there is.
-        return np.eye(4)
-    rigid = sitk.VersorRigid3DTransform(sitk.CompositeTransform(found).GetNthTransform(0))
-    linear = np.array(rigid.GetMatrix()).reshape(3, 3)
-    centre = np.array(rigid.GetCenter())
-    result = np.eye(4)
-    result[:3, :3] = linear
-    result[:3, 3] = centre + np.array(rigid.GetTranslation()) - linear @ centre
-    return result
-
-
-def _tissue_image(field: GridField) -> sitk.Image:
-    """Expected tissue value on the working grid, in RAS millimetres as world."""
-    values = np.array([TISSUE_VALUE.get(row.mapping, 0.5) for row in field.table.rows])
-    data = np.tensordot(values.astype(np.float32), field.data.float().cpu().numpy(), axes=1)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))
-    image.SetSpacing(tuple(float(v) for v in field.grid.voxel_size_mm))
-    image.SetOrigin(tuple(float(v) for v in field.grid.affine[:3, 3]))
-    axes = field.grid.affine[:3, :3] / field.grid.voxel_size_mm
-    image.SetDirection(tuple(float(v) for v in axes.ravel()))
-    return image
+    shared = np.minimum(here, there).sum(axis=1)
+    return float((2 * shared[large] / total[large]).mean()) if large.any() else 0.0
 
 
 def itk_text(transform: np.ndarray) -> str:
-    """A rigid (4, 4) RAS-mm point transform as an ITK text file (which counts in LPS)."""
+    """A rigid (4, 4) RAS-mm point transform as an ITK text file (which counts in LPS).
+
+    ITK and ANTs use such a file to resample an image onto a target: it must map points of the
+    target to points of the image.
+    """
     to_lps = np.diag([-1.0, -1.0, 1.0])
     linear = to_lps @ transform[:3, :3] @ to_lps
     shift = to_lps @ transform[:3, 3]
@@ -116,3 +108,84 @@ def itk_text(transform: np.ndarray) -> str:
         "Transform: AffineTransform_double_3_3\n"
         f"Parameters: {numbers}\nFixedParameters: 0 0 0\n"
     )
+
+
+def _mapped(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
+    return points @ transform[:3, :3].T + transform[:3, 3]
+
+
+def _distance_mm(fixed: GridField, transform: np.ndarray) -> float:
+    """Mean distance between the points of the fixed brain and where they are taken."""
+    points = fixed.grid.to_world(np.argwhere(fixed.brain))
+    if not len(points):
+        return 0.0
+    return float(np.linalg.norm(_mapped(points, transform) - points, axis=1).mean())
+
+
+def _by_posteriors(fixed: GridField, moving: GridField) -> np.ndarray:
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMeanSquares()
+    first, second = (_sitk_image(_tissue_values(one), one.grid) for one in (fixed, moving))
+    return _optimised(method, first, second, np.eye(4), fixed.grid, (4, 2))
+
+
+def _by_intensities(fixed: Segmented, moving: Segmented, start: np.ndarray) -> np.ndarray:
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(_HISTOGRAM_BINS)
+    # The rim of the brain is its strongest edge; scalp and neck do not move as the brain does.
+    near = ndimage.binary_dilation(fixed.field.brain, iterations=2)
+    method.SetMetricFixedMask(_sitk_image(near.astype(np.uint8), fixed.field.grid))
+    first, second = (_sitk_image(one.image.data, one.image.grid) for one in (fixed, moving))
+    return _optimised(method, first, second, start, fixed.field.grid, (2, 1))
+
+
+def _optimised(
+    method: sitk.ImageRegistrationMethod,
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    start: np.ndarray,
+    grid: Grid,
+    shrink: tuple[int, ...],
+) -> np.ndarray:
+    """The rigid transform (4, 4) that is best by the metric of `method`, from `start` on."""
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(_SAMPLED)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=1.0, minStep=1e-3, numberOfIterations=100, relaxationFactor=0.6
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel(shrink)
+    method.SetSmoothingSigmasPerLevel([factor / 2 for factor in shrink])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
+    centre = grid.centre_mm
+    rigid = sitk.VersorRigid3DTransform()
+    rigid.SetCenter(centre.tolist())
+    rigid.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
+    rigid.SetTranslation((_mapped(centre, start) - centre).tolist())
+    # The optimiser works on `rigid` itself.
+    method.SetInitialTransform(rigid, inPlace=True)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError:
+        # The fields of view do not overlap: there is nothing better than the start.
+        return start
+    result = np.eye(4)
+    result[:3, :3] = np.reshape(rigid.GetMatrix(), (3, 3))
+    result[:3, 3] = centre + rigid.GetTranslation() - result[:3, :3] @ centre
+    return result
+
+
+def _tissue_values(field: GridField) -> np.ndarray:
+    """(X, Y, Z) expected tissue value."""
+    values = np.array([TISSUE_VALUE.get(row.mapping, 0.5) for row in field.table.rows])
+    return np.tensordot(values.astype(np.float32), field.data.float().cpu().numpy(), axes=1)
+
+
+def _sitk_image(data: np.ndarray, grid: Grid) -> sitk.Image:
+    """An image (X, Y, Z) whose world is RAS millimetres, as both are."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose(2, 1, 0)))
+    image.SetSpacing(grid.voxel_size_mm.tolist())
+    image.SetOrigin(grid.affine[:3, 3].tolist())
+    image.SetDirection((grid.affine[:3, :3] / grid.voxel_size_mm).ravel().tolist())
+    return image

@@ -5,7 +5,7 @@ native posteriors never need to exist as a whole.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -33,13 +33,22 @@ class PosteriorField(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GridField:
-    """Trilinear interpolation of posteriors (C, X, Y, Z) on a grid; background outside of it."""
+    """Trilinear interpolation of posteriors (C, X, Y, Z) on a grid.
+
+    Over one voxel beyond the outermost centres it fades to background, which it is outside. The
+    grid has at least two voxels along every axis.
+    """
 
     data: torch.Tensor
     grid: Grid
     table: LabelTable
+
+    @property
+    def brain(self) -> np.ndarray:
+        """(X, Y, Z) bool: where background is less probable than all labels together."""
+        return (self.data[0] < 0.5).cpu().numpy()
 
     def at(self, points_mm: np.ndarray) -> np.ndarray:
         """(N, 3) world mm -> (C, N)."""
@@ -53,7 +62,7 @@ class GridField:
         return found.clamp_(min=0).cpu().numpy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MovedField:
     """A field seen from another world: `transform` (4, 4) takes a point there to a point here."""
 
@@ -72,16 +81,16 @@ class MovedField:
 
 @dataclass(frozen=True)
 class MergedField:
-    """Several contrasts of one brain: per point, the whole vector of the surest one.
+    """One or more contrasts of one brain: per point, the whole vector of the surest one.
 
-    Later fields win ties, so T2w comes after T1w.
+    Later fields win ties, so T2w comes after T1w. All fields have the same labels.
     """
 
-    fields: Sequence[PosteriorField] = field(default_factory=tuple)
+    fields: Sequence[PosteriorField]
 
     @property
     def table(self) -> LabelTable:
-        """The labels, the same in every field."""
+        """The labels of every field."""
         return self.fields[0].table
 
     def at(self, points_mm: np.ndarray) -> np.ndarray:

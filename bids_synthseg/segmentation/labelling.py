@@ -11,7 +11,7 @@ from bids_synthseg.anatomy.volume import Grid
 from bids_synthseg.segmentation.field import PosteriorField, slabs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelledVolume:
     """Label maps (X, Y, Z) of one brain on one grid.
 
@@ -65,7 +65,7 @@ def label_volume(
         order = np.argsort(aseg_table.ids)
         settled = order[np.searchsorted(aseg_table.ids, aseg[place], sorter=order)]
         within[place] = _member(source.at(grid.to_world(changed)), channels, settled)
-    counts = np.array([np.count_nonzero(aseg == row.index) for row in aseg_table.rows])
+    counts = np.bincount(aseg.ravel(), minlength=int(aseg_table.ids.max()) + 1)[aseg_table.ids]
     return LabelledVolume(
         aseg=aseg.astype(np.int32),
         native=source.table.ids[within],

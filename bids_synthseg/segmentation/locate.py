@@ -21,7 +21,7 @@ SMALLEST_BRAIN_MM, LARGEST_BRAIN_MM = 30.0, 230.0
 """Sides of a brain's box from a 20-week fetus to an adult, with some room."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BrainBox:
     """`centre_mm` (3,) in the world, `extent_mm` (3,) along the grid's axes.
 
@@ -54,9 +54,19 @@ def box_of(mask: np.ndarray, grid: Grid) -> BrainBox | None:
 
 
 def whole_field_of_view(grid: Grid) -> BrainBox:
-    """The box of everything there is, marked as not found."""
+    """The box of everything there is, no larger than a head; marked as not found."""
     extent = np.minimum(np.array(grid.shape) * grid.voxel_size_mm, LARGEST_BRAIN_MM)
     return BrainBox(grid.centre_mm, extent, found=False)
+
+
+def air_value(scan: Volume) -> float:
+    """The grey value that stands for what lies outside of the field of view.
+
+    0, unless a scan has many negative intensities (standardised ones): 0 is then as bright as
+    tissue, and its darkest voxels are air.
+    """
+    sample = scan.data.ravel()[:: max(1, scan.data.size // 50_000)]
+    return min(0.0, float(np.percentile(sample, 1)))
 
 
 def locate(scan: Volume, locator: Model) -> BrainBox:
@@ -64,12 +74,12 @@ def locate(scan: Volume, locator: Model) -> BrainBox:
     extent_mm = np.array(scan.grid.shape) * scan.grid.voxel_size_mm
     voxel_mm = float((extent_mm / np.array(locator.shape)).max())
     middle = (np.array(scan.grid.shape) - 1) / 2
-    overview = resample(scan, scan.grid.window(middle, voxel_mm, locator.shape))
+    window = scan.grid.window(middle, voxel_mm, locator.shape)
+    overview = resample(scan, window, fill=air_value(scan))
     device = next(locator.network.parameters()).device
     with torch.inference_mode():
         logits = locator.network(network_input(torch.from_numpy(overview.data).to(device)))
         brain = locator.head.probabilities(logits)[0, 1].cpu().numpy() > 0.5
-    if brain.sum() < MIN_VOXELS:
-        return whole_field_of_view(scan.grid)
-    box = box_of(largest_component(brain), overview.grid)
+    brain = largest_component(brain)
+    box = box_of(brain, overview.grid) if brain.sum() >= MIN_VOXELS else None
     return box or whole_field_of_view(scan.grid)

@@ -14,7 +14,7 @@ from bids_synthseg.anatomy.volume import Volume, resample
 from bids_synthseg.models.checkpoint import Model
 from bids_synthseg.models.inputs import network_input
 from bids_synthseg.segmentation.field import GridField
-from bids_synthseg.segmentation.locate import BrainBox, box_of, locate
+from bids_synthseg.segmentation.locate import BrainBox, air_value, box_of, locate
 
 BOX_TOLERANCE = 0.06
 """The segmentation's own box may differ from the one it was made in by this fraction."""
@@ -22,11 +22,16 @@ BOX_TOLERANCE = 0.06
 MAX_PASSES = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmented:
-    """One scan's posteriors on its working grid. `warnings` are for the user."""
+    """One scan's posteriors on its working grid, and its image there.
+
+    `box` is the one the working grid was made for, `passes` how often it took to find it;
+    `warnings` are for the user.
+    """
 
     field: GridField
+    image: Volume
     box: BrainBox
     passes: int
     warnings: tuple[str, ...] = ()
@@ -36,45 +41,51 @@ def segment(scan: Volume, model: Model, locator: Model, mirror: bool = True) -> 
     """Segment one scan, in any orientation and field of view.
 
     If the box of the segmented brain disagrees with the box it was cut out by, the network runs
-    again in the box that it found itself.
+    again in the box that it found itself. `mirror`: average with what the network says of the
+    mirrored image.
     """
     canonical, _ = scan.canonical()
     box = locate(canonical, locator)
     warnings = []
     if not box.found:
         warnings.append("the locator saw no brain: the whole field of view was searched")
-    field = posteriors_in(canonical, box, model, mirror=False)
     for passes in range(1, MAX_PASSES + 1):
+        working = working_volume(canonical, box, model)
+        field = posteriors_of(working, model)
         own = brain_box(field)
         if own is None:
             warnings.append("no brain was segmented: check the scan")
             break
-        settled = own.agrees_with(box, BOX_TOLERANCE)
-        if settled or passes == MAX_PASSES:
-            if not settled:
-                warnings.append("the size of the brain did not settle: check the result")
+        if own.agrees_with(box, BOX_TOLERANCE):
+            break
+        if passes == MAX_PASSES:
+            warnings.append("the size of the brain did not settle: check the result")
             break
         box = own
-        field = posteriors_in(canonical, box, model, mirror=False)
     if mirror:
-        field = posteriors_in(canonical, box, model, mirror=True)
-    return Segmented(field, box, passes, tuple(warnings))
+        twin = posteriors_of(working, model, mirrored=True)
+        field = GridField((field.data + twin.data) / 2, field.grid, field.table)
+    return Segmented(field, working, box, passes, tuple(warnings))
 
 
-def posteriors_in(scan: Volume, box: BrainBox, model: Model, mirror: bool) -> GridField:
-    """The network's answer on the working grid of a box; averaged with the mirrored scan's."""
-    shape = np.array(model.shape)
-    voxel_mm = float((box.extent_mm / (model.fill * shape)).max())
+def working_volume(scan: Volume, box: BrainBox, model: Model) -> Volume:
+    """A canonical scan on the working grid of a box: the box fills `model.fill` of it."""
+    voxel_mm = float((box.extent_mm / (model.fill * np.array(model.shape))).max())
     centre = scan.grid.to_voxel(box.centre_mm)
-    working = resample(scan, scan.grid.window(centre, voxel_mm, model.shape))
+    window = scan.grid.window(centre, voxel_mm, model.shape)
+    return resample(scan, window, fill=air_value(scan))
+
+
+def posteriors_of(working: Volume, model: Model, mirrored: bool = False) -> GridField:
+    """The network's answer; `mirrored`: what it says of the mirror image, mirrored back."""
     device = next(model.network.parameters()).device
     image = torch.from_numpy(working.data).to(device)
     with torch.inference_mode():
-        data = _probabilities(image, model)
-        if mirror:
+        if mirrored:
             twins = torch.from_numpy(model.head.table.mirror_channels).to(device)
-            data += _probabilities(image.flip(0), model).flip(1)[twins]
-            data /= 2
+            data = _probabilities(image.flip(0), model).flip(1)[twins]
+        else:
+            data = _probabilities(image, model)
     return GridField(data, working.grid, model.head.table)
 
 
@@ -87,5 +98,4 @@ def _probabilities(image: torch.Tensor, model: Model) -> torch.Tensor:
 
 def brain_box(field: GridField) -> BrainBox | None:
     """The box of the largest piece of brain in a field; None where there is none."""
-    brain = (field.data[0] < 0.5).cpu().numpy()
-    return box_of(largest_component(brain), field.grid) if brain.any() else None
+    return box_of(largest_component(field.brain), field.grid)

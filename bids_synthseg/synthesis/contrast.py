@@ -5,13 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 
 TISSUE_OF = {"background": 0, "csf": 1, "grey": 2, "white": 3, "other": 4}
-"""Tissues that may share an intensity."""
+"""Tissues; classes of csf, grey and white may share an intensity with their tissue."""
 
 
 @dataclass(frozen=True)
 class ContrastConfig:
-    """Intensities on a scale of 0 to 1. `tissue_sharing` and `side_sharing` are probabilities;
-    `tissue_jitter` is the SD of a structure's mean about its tissue's."""
+    """Intensities on a scale of 0 to 1.
+
+    `tissue_sharing`, `side_sharing`: probabilities that structures share their tissue's intensity
+    and that both sides are alike; `tissue_jitter`: SD of a structure's mean about its tissue's;
+    `noise_max`: largest SD inside a class; `dark_background`: probability that air is black.
+    """
 
     tissue_sharing: float = 0.6
     tissue_jitter: float = 0.08
@@ -23,9 +27,10 @@ class ContrastConfig:
 def draw_contrast(
     config: ContrastConfig, tissues: np.ndarray, twins: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(K,) means and (K,) SDs for K classes; class 0 is background.
+    """(K,) float32 means and (K,) SDs for K classes; class 0 is background.
 
-    `tissues` (K,) holds values of TISSUE_OF, `twins` (K,) the class of the other side.
+    `tissues` (K,) holds values of TISSUE_OF, `twins` (K,) the class of the other side. After
+    Billot et al. 2023 (SynthSeg), where every class, or class of both sides, is drawn alone.
     """
     n = len(tissues)
     means = rng.uniform(0, 1, n)

@@ -60,7 +60,7 @@ def draw_affine(
 def draw_velocity(
     config: DeformationConfig, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """(3, n, n, n) float32 velocity nodes in output voxels."""
+    """(3, n, n, n) float32 velocity at nodes spread evenly over the grid, in output voxels."""
     strength = rng.uniform(0, config.warp) * float(np.mean(shape))
     nodes = int(rng.integers(3, config.warp_nodes + 1))
     return (strength * rng.standard_normal((3, nodes, nodes, nodes))).astype(np.float32)
@@ -94,7 +94,8 @@ def displacement(velocity: torch.Tensor, shape: tuple[int, int, int]) -> torch.T
     """
     coarse = tuple(max(2, (n + 3) // 4) for n in shape)
     ratio = torch.tensor(
-        [(c - 1) / (n - 1) for c, n in zip(coarse, shape, strict=True)], device=velocity.device
+        [(c - 1) / max(1, n - 1) for c, n in zip(coarse, shape, strict=True)],
+        device=velocity.device,
     ).view(3, 1, 1, 1)
     field = resize(velocity, coarse) * ratio / 2**INTEGRATION_STEPS
     grid = identity_grid(coarse, velocity.device)
@@ -106,7 +107,7 @@ def displacement(velocity: torch.Tensor, shape: tuple[int, int, int]) -> torch.T
 def sampling_coordinates(
     affine: torch.Tensor, velocity: torch.Tensor, shape: tuple[int, int, int]
 ) -> torch.Tensor:
-    """(3, *shape): source voxel of every output voxel; warp first, then the affine."""
+    """(3, *shape): source voxel of every output voxel; warp first, then the (4, 4) affine."""
     moved = identity_grid(shape, velocity.device) + displacement(velocity, shape)
     source = affine[:3, :3] @ moved.reshape(3, -1) + affine[:3, 3:]
     return source.reshape(3, *shape)

@@ -24,16 +24,22 @@ N_CLASSES = BLOB + len(BLOB_LEVELS)
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Probabilities of the kinds of surroundings; the rest is a bare brain on background."""
+    """Probabilities: a head of shells, CSF alone, else a bare brain; and of blobs around it."""
 
     shells: float = 0.55
     csf_only: float = 0.25
     blobs: float = 0.35
 
+    def __post_init__(self) -> None:
+        lowest = min(self.shells, self.csf_only, self.blobs)
+        if lowest < 0 or self.shells + self.csf_only > 1 + 1e-9:
+            raise ValueError("shells and csf_only are probabilities; their sum must not exceed 1")
+
 
 @dataclass(frozen=True)
 class HeadDraw:
-    """`edges`: outer border of CSF, skull, fat and skin, in `OUTSIDE_UNIT`s (0: absent)."""
+    """`edges`: outer border of CSF, skull, fat and skin, in `OUTSIDE_UNIT`s (0: absent);
+    `unevenness` (n, n, n): what is added to the distance; `blobs` (m, m, m): random field."""
 
     edges: tuple[float, float, float, float]
     unevenness: np.ndarray
@@ -70,7 +76,8 @@ def paint_head(
     """Replace background (class 0) around the brain by this module's classes.
 
     `classes` (X, Y, Z) and `outside` (X, Y, Z) lie on one grid; nothing inside the brain changes.
-    A map that `has_csf` of its own gets the outer shells alone, directly around it.
+    A new class is `n_map_classes` plus CSF, SKULL, FAT, SKIN or BLOB and following. A map that
+    `has_csf` of its own gets the outer shells alone, directly around it.
     """
     shape = tuple(classes.shape)
     device = classes.device

@@ -5,7 +5,7 @@ stream and a sample can be replayed; `render` is a pure function of map and draw
 come from the same deformation.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,9 +32,9 @@ from bids_synthseg.synthesis.head import HeadConfig, HeadDraw, draw_head, paint_
 
 @dataclass(frozen=True)
 class SynthesisConfig:
-    """All ranges of the generator. `real` is the probability of using a paired scan's own
-    intensities, where the map has one, instead of painting; `keep_surroundings` that of keeping
-    the non-brain classes a map has."""
+    """All ranges of the generator. `flip` is the probability of a left-right mirror image; `real`
+    that of using a paired scan's own intensities, where the map has one, instead of painting;
+    `keep_surroundings` that of keeping the non-brain classes a map has."""
 
     flip: float = 0.5
     real: float = 0.3
@@ -67,13 +67,24 @@ class SourceMap:
     centre: tuple[float, float, float]
     extent_mm: tuple[float, float, float]
 
+    def to(self, device: torch.device) -> "SourceMap":
+        """The same map with its volumes on a device, where `render` then works."""
+        return replace(
+            self,
+            classes=self.classes.to(device),
+            outside=self.outside.to(device),
+            images=self.images.to(device),
+        )
+
 
 @dataclass(frozen=True)
 class Draw:
     """Every random number of one sample. `noise` (2, X, Y, Z) is standard normal.
 
     `shape` is the grid the sample is painted on; averages over `pool`^3 voxels are handed out, and
-    the class of one of these voxels, the one at `corner`.
+    the class of one of these voxels, the one at `corner`. `affine` (4, 4) leads from a voxel of
+    `shape` to one of the source map, `flip` included; `image` is the number of the paired scan
+    that is used, or -1; `means`, `spreads`: one entry per class, those of `head` last.
     """
 
     shape: tuple[int, int, int]
@@ -91,8 +102,10 @@ class Draw:
     noise: torch.Tensor
 
 
-def working_voxel_mm(extent_mm: tuple, shape: tuple[int, int, int], fill: float) -> float:
-    """Side of the isotropic voxel with which a box fills `fill` of a grid of `shape`."""
+def working_voxel_mm(
+    extent_mm: tuple[float, float, float], shape: tuple[int, int, int], fill: float
+) -> float:
+    """Side in mm of the isotropic voxel with which a box fills `fill` of a grid of `shape`."""
     return max(float(e) / (fill * n) for e, n in zip(extent_mm, shape, strict=True))
 
 
@@ -147,9 +160,9 @@ def draw(
 
 
 def render(source: SourceMap, drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-    """(X, Y, Z) float image and (X, Y, Z) int64 classes of a draw, on the map's device.
+    """(X, Y, Z) float32 image and (X, Y, Z) int64 classes of a draw, on the map's device.
 
-    Classes from `len(source.tissues)` on are those of `head`: CSF, skull, fat, skin, blob.
+    Classes from `len(source.tissues)` on are those of `head`: CSF, skull, fat, skin, blobs.
     """
     device = source.classes.device
     affine = torch.from_numpy(drawn.affine).float().to(device)

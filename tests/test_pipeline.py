@@ -1,0 +1,489 @@
+"""One session end to end with hand-made networks, and many through the command itself."""
+
+import gzip
+import json
+import logging
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import nifti, write_tree
+from handmade import grid, head, interior, locator, reader, segmenter
+from scipy.spatial.transform import Rotation
+
+from bids_synthseg import cli, console, pipeline
+from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.volume import Grid
+from bids_synthseg.bids.query import find_scan_groups
+from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.execution import read_status
+from bids_synthseg.models.checkpoint import save_model
+from bids_synthseg.models.heads import Head
+from bids_synthseg.models.unet import NetworkConfig, UNet
+from bids_synthseg.pipeline import Options, Segmenter, choose_device, run_session
+
+TURN = Rotation.from_euler("xyz", [6, -9, 12], degrees=True).as_matrix()
+T1W_PLACE = grid((38, 42, 36), (1.7, 1.8, 1.9), TURN)
+T2W_PLACE = grid((34, 40, 28), (2.0, 1.9, 2.6), TURN)
+OUTPUTS = [
+    "desc-aseg_dseg.json", "desc-aseg_dseg.nii.gz", "desc-aseg_volumes.json",
+    "desc-aseg_volumes.tsv", "desc-brain_mask.json", "desc-brain_mask.nii.gz",
+    "desc-native_dseg.json", "desc-native_dseg.nii.gz",
+]  # fmt: skip
+XFMS = [f"from-{a}_to-{b}_mode-image_xfm.txt" for a, b in (("T1w", "T2w"), ("T2w", "T1w"))]
+
+
+@pytest.fixture(autouse=True)
+def package_log():
+    """The command sets up the log of the process; other tests want theirs back."""
+    package = logging.getLogger("bids_synthseg")
+    handlers, level = package.handlers, package.level
+    yield
+    package.handlers = handlers
+    package.setLevel(level)
+
+
+def scan(place, gain=1.0):
+    return nifti(gain * head(place)[1].data, place.affine)
+
+
+def at(transform, place):
+    return Grid(place.shape, transform @ place.affine)
+
+
+def shift(x, y=0.0, z=0.0):
+    transform = np.eye(4)
+    transform[:3, 3] = x, y, z
+    return transform
+
+
+@pytest.fixture
+def session(bids_tree, tmp_path):
+    """session({"T1w": image, "acq-x_T1w": ...}, **options) -> (result, output folder)."""
+
+    def run(images, networks=None, fresh=True, **options):
+        options = Options(**options)
+        if fresh:
+            bids_tree({"sub-01": {"anat": {f"sub-01_{n}.nii.gz": i for n, i in images.items()}}})
+        raw = tmp_path / "raw"
+        (group,) = find_scan_groups(raw, all_scans=options.all_scans)
+        out = tmp_path / "out"
+        return run_session(group, raw, out, networks or segmenter(), options), out
+
+    return run
+
+
+def anat(out, subject="sub-01"):
+    folder = out / subject / "anat"
+    return sorted(p.name.removeprefix(f"{subject}_") for p in folder.iterdir())
+
+
+def load(out, name):
+    return nib.load(out / "sub-01" / "anat" / f"sub-01_{name}.nii.gz")
+
+
+def in_space(*contrasts):
+    return [f"space-{contrast}_{name}" for contrast in contrasts for name in OUTPUTS]
+
+
+def record(out, label="sub-01"):
+    return json.loads((out / "logs" / f"{label}.json").read_text())
+
+
+def right_inside(found, labels):
+    """All labels right where there is no partial volume."""
+    inner = interior(labels)
+    expected = labels.copy()
+    expected[labels == 1004], expected[labels == 2004] = 2, 41
+    return np.array_equal(found[inner], expected[inner])
+
+
+def test_two_contrasts_on_two_oblique_grids(session, tmp_path):
+    images = {"T1w": scan(T1W_PLACE), "T2w": scan(T2W_PLACE, 3.0)}
+    result, out = session(images)
+    assert result.status == "done"
+    assert result.message == ""
+    assert anat(out) == sorted([*in_space("T1w", "T2w"), *XFMS])
+    raw = "bids:raw:sub-01/anat/sub-01_{}.nii.gz"
+    for contrast, place in (("T1w", T1W_PLACE), ("T2w", T2W_PLACE)):
+        source = nib.load(tmp_path / f"raw/sub-01/anat/sub-01_{contrast}.nii.gz")
+        for name in ("desc-aseg_dseg", "desc-native_dseg", "desc-brain_mask"):
+            image = load(out, f"space-{contrast}_{name}")
+            assert image.shape == source.shape
+            assert image.affine.tobytes() == source.affine.tobytes()
+            assert image.header.get_qform().tobytes() == source.header.get_qform().tobytes()
+            path = out / f"sub-01/anat/sub-01_space-{contrast}_{name}.json"
+            sidecar = json.loads(path.read_text())
+            assert sidecar["Sources"] == [raw.format("T1w"), raw.format("T2w")]
+            assert sidecar["SpatialReference"] == raw.format(contrast)
+            assert sidecar["WeightsSHA256"] == "0" * 64
+        labels = head(place)[0].data
+        aseg = np.asarray(load(out, f"space-{contrast}_desc-aseg_dseg").dataobj)
+        native = np.asarray(load(out, f"space-{contrast}_desc-native_dseg").dataobj)
+        mask = np.asarray(load(out, f"space-{contrast}_desc-brain_mask").dataobj)
+        assert right_inside(aseg, labels)
+        assert set(np.unique(aseg)) == {0, 2, 3, 10, 24, 41, 42, 49}
+        assert set(np.unique(native)) == {0, 2, 3, 10, 24, 41, 42, 49, 1004, 2004}
+        table = {row.index: row.aseg for row in LabelTable.default().rows}
+        np.testing.assert_array_equal(np.vectorize(table.get)(native), aseg)
+        np.testing.assert_array_equal(mask, aseg > 0)
+        tsv = (out / f"sub-01/anat/sub-01_space-{contrast}_desc-aseg_volumes.tsv").read_text()
+        volume = {line.split("\t")[0]: line.split("\t")[2] for line in tsv.splitlines()}
+        voxel_mm3 = abs(np.linalg.det(source.affine[:3, :3]))
+        assert float(volume["42"]) == pytest.approx((aseg == 42).sum() * voxel_mm3, abs=1e-3)
+    for name in XFMS:
+        transform = sitk.ReadTransform(str(out / "sub-01/anat" / f"sub-01_{name}"))
+        assert transform.TransformPoint((1.0, 2.0, 3.0)) == (1.0, 2.0, 3.0)
+    assert record(out)["Warnings"] == []
+
+
+@pytest.mark.parametrize("contrast", ["T1w", "T2w"])
+def test_one_contrast_alone(session, contrast):
+    result, out = session({contrast: scan(T1W_PLACE)}, mirror=False)
+    assert result.status == "done"
+    assert anat(out) == in_space(contrast)
+    aseg = np.asarray(load(out, f"space-{contrast}_desc-aseg_dseg").dataobj)
+    assert right_inside(aseg, head(T1W_PLACE)[0].data)
+
+
+def test_contrasts_on_one_grid_are_labelled_once(session, monkeypatch):
+    calls = []
+    label_volume = pipeline.label_volume
+    monkeypatch.setattr(
+        pipeline, "label_volume", lambda *args: calls.append(args) or label_volume(*args)
+    )
+    _, out = session({"T1w": scan(T1W_PLACE), "T2w": scan(T1W_PLACE, 2.0)})
+    assert len(calls) == 1
+    first, second = (load(out, f"space-{c}_desc-aseg_dseg").get_fdata() for c in ("T1w", "T2w"))
+    np.testing.assert_array_equal(first, second)
+    assert anat(out) == sorted([*in_space("T1w", "T2w"), *XFMS])
+
+
+def test_a_subject_that_moved_between_the_scans(session):
+    """The transform brings the T2w onto the T1w; either space holds the labels of its own scan."""
+    motion = shift(5, -4, 6)
+    _, out = session({"T1w": scan(T1W_PLACE), "T2w": scan(at(motion, T2W_PLACE), 2.0)})
+    for contrast, place in (("T1w", T1W_PLACE), ("T2w", T2W_PLACE)):
+        aseg = np.asarray(load(out, f"space-{contrast}_desc-aseg_dseg").dataobj)
+        labels = head(place)[0].data
+        assert ((aseg > 0) == (labels > 0)).mean() > 0.97
+        inner = interior(labels) & (labels > 0)
+        assert (aseg == labels)[inner & (labels < 1000)].mean() > 0.98
+    folder = out / "sub-01/anat"
+    to_t1w, to_t2w = (
+        sitk.ReadTransform(str(folder / f"sub-01_from-{a}_to-{b}_mode-image_xfm.txt"))
+        for a, b in (("T2w", "T1w"), ("T1w", "T2w"))
+    )
+    # A point of the T1w (LPS: x and y with the other sign) is mapped to where the T2w shows it.
+    point = (3.0, 12.0, 5.0)
+    np.testing.assert_allclose(to_t1w.TransformPoint(point), (-2.0, 16.0, 11.0), atol=0.8)
+    np.testing.assert_allclose(
+        to_t2w.TransformPoint(to_t1w.TransformPoint(point)), point, atol=1e-6
+    )
+
+
+def test_brains_in_different_places_are_not_merged(session, caplog):
+    motion = shift(200)
+    with caplog.at_level(logging.WARNING):
+        result, out = session({"T1w": scan(T1W_PLACE), "T2w": scan(at(motion, T2W_PLACE))})
+    assert "sub-01_T2w.nii.gz: not merged" in result.message
+    assert "not merged" in caplog.text
+    assert record(out)["Warnings"] == [result.message]
+    assert anat(out) == sorted(in_space("T1w", "T2w"))  # no transforms
+    for contrast, place in (("T1w", T1W_PLACE), ("T2w", T2W_PLACE)):
+        path = out / f"sub-01/anat/sub-01_space-{contrast}_desc-aseg_dseg.json"
+        assert len(json.loads(path.read_text())["Sources"]) == 1
+        aseg = np.asarray(load(out, f"space-{contrast}_desc-aseg_dseg").dataobj)
+        assert right_inside(aseg, head(place)[0].data)
+
+
+def test_the_surer_contrast_decides(session):
+    """A stripe of the T1w has a grey between cortex and white matter; the T2w has none."""
+    labels, image = head(T1W_PLACE)
+    stripe = np.isin(labels.data, (2, 3, 41, 42))
+    stripe[:, :, :16] = stripe[:, :, 19:] = False
+    spoiled = image.data.copy()
+    spoiled[stripe] = 82.0
+    inner = interior(labels.data) & stripe
+    assert inner.sum() > 100
+    agreement = {}
+    for name, more in (("alone", {}), ("merged", {"T2w": scan(T1W_PLACE, 2.0)})):
+        _, out = session({"T1w": nifti(spoiled, T1W_PLACE.affine)} | more)
+        aseg = np.asarray(load(out, "space-T1w_desc-aseg_dseg").dataobj)
+        agreement[name] = (aseg == labels.data)[inner].mean()
+    assert agreement["alone"] < 0.8
+    assert agreement["merged"] > 0.97
+
+
+def test_all_scans_of_a_contrast_are_merged(session):
+    runs = {f"run-{n}_T1w": scan(T1W_PLACE, n) for n in (1, 2)}
+    _, out = session(runs | {"T2w": scan(T2W_PLACE)}, all_scans=True, save_per_image=True)
+    sidecar = out / "sub-01/anat/sub-01_space-T2w_desc-aseg_dseg.json"
+    names = [source.split("/")[-1] for source in json.loads(sidecar.read_text())["Sources"]]
+    assert names == ["sub-01_run-1_T1w.nii.gz", "sub-01_run-2_T1w.nii.gz", "sub-01_T2w.nii.gz"]
+    alone = [name for name in anat(out) if "space-orig" in name and name.endswith(".nii.gz")]
+    assert alone == [
+        "run-1_space-orig_desc-asegT1w_dseg.nii.gz",
+        "run-2_space-orig_desc-asegT1w_dseg.nii.gz",
+        "space-orig_desc-asegT2w_dseg.nii.gz",
+    ]
+    single = load(out, "space-orig_desc-asegT2w_dseg")
+    assert single.affine.tobytes() == load(out, "space-T2w_desc-aseg_dseg").affine.tobytes()
+    assert right_inside(np.asarray(single.dataobj), head(T2W_PLACE)[0].data)
+
+
+def test_posteriors_are_saved_on_request(session):
+    images = {"T1w": scan(T1W_PLACE)}
+    _, out = session(images)
+    assert not any("probseg" in name for name in anat(out))
+
+    _, out = session(images, save_posteriors="tissue")
+    tissues = {t: load(out, f"space-T1w_label-{t}_probseg") for t in ("GM", "WM", "CSF")}
+    aseg = np.asarray(load(out, "space-T1w_desc-aseg_dseg").dataobj)
+    inner = interior(aseg)
+    for tissue, ids in (("GM", (3, 10, 42, 49)), ("WM", (2, 41)), ("CSF", (24,))):
+        data = tissues[tissue].get_fdata()
+        assert (
+            tissues[tissue].affine.tobytes()
+            == nib.load(out.parent / "raw/sub-01/anat/sub-01_T1w.nii.gz").affine.tobytes()
+        )
+        np.testing.assert_allclose(data[inner], np.isin(aseg, ids)[inner], atol=0.51)
+        assert data[inner & np.isin(aseg, ids)].mean() > 0.95
+
+    _, out = session(images, save_posteriors="all")
+    assert not any("label-GM" in name for name in anat(out))  # those of the run before are gone
+    image = load(out, "space-T1w_desc-posteriors_probseg")
+    table = LabelTable.default()
+    assert image.shape == (*T1W_PLACE.shape, len(table))
+    data = image.get_fdata()
+    np.testing.assert_allclose(data.sum(-1), 1, atol=0.03)
+    native = np.asarray(load(out, "space-T1w_desc-native_dseg").dataobj)
+    best = table.ids[data.argmax(-1)]
+    assert (best == native).mean() > 0.99
+
+
+def test_what_is_finished_is_skipped(session):
+    images = {"T1w": scan(T1W_PLACE)}
+    _, out = session(images)
+    output = out / "sub-01/anat/sub-01_space-T1w_desc-aseg_dseg.nii.gz"
+    written = output.stat().st_mtime_ns
+    result, _ = session(images, fresh=False)
+    assert result.status == "skipped"
+    assert output.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("change", ["option", "weights", "input", "overwrite", "output", "scans"])
+def test_what_has_changed_is_done_again(session, tmp_path, change):
+    images = {"T1w": scan(T1W_PLACE)}
+    _, out = session(images)
+    output = out / "sub-01/anat/sub-01_space-T1w_desc-aseg_dseg.nii.gz"
+    before, options, networks = output.read_bytes(), {}, None
+    raw = tmp_path / "raw/sub-01/anat"
+    if change == "option":
+        options = {"mirror": False}
+    elif change == "weights":
+        networks = segmenter("1" * 64)
+    elif change == "input":
+        moved = head(T1W_PLACE, T1W_PLACE.centre_mm + 3)[1].data
+        nifti(moved, T1W_PLACE.affine).to_filename(raw / "sub-01_T1w.nii.gz")
+    elif change == "overwrite":
+        options = {"overwrite": True}
+    elif change == "output":
+        output.unlink()
+    else:
+        scan(T2W_PLACE).to_filename(raw / "sub-01_T2w.nii.gz")
+    result, _ = session(images, networks, fresh=False, **options)
+    assert result.status == "done"
+    assert output.is_file()
+    if change == "input":
+        assert output.read_bytes() != before
+    assert session(images, networks, fresh=False, **options | {"overwrite": False})[0].status == (
+        "skipped"
+    )
+
+
+def test_a_failed_session_has_no_mark_of_completion(session, tmp_path):
+    images = {"T1w": scan(T1W_PLACE)}
+    _, out = session(images)
+    (tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
+    with pytest.raises(BadData, match=r"sub-01_T1w.nii.gz: the file is empty"):
+        session(images, fresh=False)
+    assert record(out)["Signature"] is None
+    assert anat(out) == []  # nothing that belongs to another input
+
+
+def test_warnings_name_their_file_once(session):
+    image = scan(T1W_PLACE)
+    data = image.get_fdata()
+    data[0, 0, 0] = np.nan
+    result, out = session({"T1w": nifti(data - 30, T1W_PLACE.affine)})
+    warnings = record(out)["Warnings"]
+    assert len(warnings) == 2
+    for warning in warnings:
+        assert warning.count("sub-01_T1w.nii.gz") == 1
+        assert warning in result.message
+
+
+# Through the command: every bad input beside a good one.
+
+
+def broken():
+    """Subject -> (content of its T1w, words of its one line)."""
+    good = scan(T1W_PLACE)
+    packed = gzip.compress(good.to_bytes())
+    data = good.get_fdata().astype(np.float32)
+    affine = good.affine
+    lost = nifti(data, affine, sform=0, qform=0)
+    singular = nifti(data, affine, qform=0)
+    singular.header["srow_x"] = singular.header["srow_y"]
+    flat = nib.Nifti1Image(data, None, singular.header)
+    speck = np.full_like(data, 20) + 0.3 * np.random.default_rng(0).random(data.shape)
+    speck[15:25, 15:25, 15:25] += 70  # 6 ml
+    return {
+        "empty": (b"", "0 bytes"),
+        "truncated": (packed[: len(packed) // 2], "truncated or damaged"),
+        "nozip": (good.to_bytes(), "not gzip data"),
+        "text": (b"\x1f\x8bno image at all", "truncated or damaged"),
+        "4d": (nifti(np.stack([data, data], -1), affine), "4D with 2 volumes"),
+        "2d": (nifti(data[:, :, :1], affine), "2D"),
+        "zero": (nifti(np.zeros_like(data), affine), "all voxels are 0"),
+        "constant": (nifti(np.full_like(data, 7), affine), "the same value (7)"),
+        "nan": (nifti(np.full_like(data, np.nan), affine), "no voxel is a finite number"),
+        "lost": (lost, "qform and sform are both 0"),
+        "singular": (flat, "singular"),
+        "labels": (nifti(head(T1W_PLACE)[0].data, affine), "label map"),
+        "nobrain": (nifti(speck.astype(np.float32), affine), "no brain found"),
+    }
+
+
+def usable():
+    """Subject -> (content of its T1w, words of the warning that it is used with)."""
+    good = scan(T1W_PLACE)
+    data, affine = good.get_fdata().astype(np.float32), good.affine
+    spotted = data.copy()
+    spotted[0, 0, :3] = np.nan, np.inf, -np.inf
+    conflict = nifti(data, affine)
+    conflict.set_qform(affine @ np.diag([-1, 1, 1, 1]), code=1)
+    metres, unset = nifti(data, affine / 1000 * [[1], [1], [1], [1000]]), nifti(data, affine)
+    metres.header.set_xyzt_units("meter")
+    unset.header.set_xyzt_units("unknown")
+    return {
+        "ok4d": (nifti(data[..., None], affine), "4D with one volume"),
+        "oknan": (nifti(spotted, affine), "3 voxels are NaN or infinite"),
+        "okconflict": (conflict, "the sform was used"),
+        "okmetres": (metres, "converted to mm"),
+        "okunset": (unset, "mm assumed"),
+        "oknegative": (nifti(data - 60, affine), "negative intensities"),
+    }
+
+
+def call(*arguments):
+    return console.run(cli.command, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def hand_made(monkeypatch):
+    """The command finds the hand-made networks where it would load weights."""
+    monkeypatch.setattr(Segmenter, "load", staticmethod(lambda options: segmenter()))
+
+
+def write_raw(root, contents):
+    description = {"Name": "x", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+    write_tree(root, {"dataset_description.json": description})
+    for subject, content in contents.items():
+        path = root / f"sub-{subject}" / "anat" / f"sub-{subject}_T1w.nii.gz"
+        if isinstance(content, bytes):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+        else:
+            write_tree(root, {path.relative_to(root).as_posix(): content})
+    return root
+
+
+def test_bad_input_fails_alone_and_odd_input_is_used_with_a_warning(tmp_path, capsys, hand_made):
+    bad, odd = broken(), usable()
+    contents = {"good": scan(T1W_PLACE)} | {k: v for k, (v, _) in (bad | odd).items()}
+    raw, out = write_raw(tmp_path / "raw", contents), tmp_path / "out"
+    # A derivative that lies in the input is no scan.
+    derived = raw / "sub-good/anat/sub-good_space-MNI_desc-preproc_T1w.nii.gz"
+    scan(T2W_PLACE).to_filename(derived)
+    assert call(raw, out, "participant") == 1
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    rows = read_status(out / "logs/status.tsv")
+    rows = {row["subject"].removeprefix("sub-"): row for row in rows}
+    assert {name for name, row in rows.items() if row["status"] == "failed"} == set(bad)
+    assert {name for name, row in rows.items() if row["status"] == "done"} == {"good", *odd}
+    for name, (_, words) in bad.items():
+        message = rows[name]["message"]
+        assert words in message, name
+        assert f"sub-{name}_T1w.nii.gz: " in message
+        assert ";" in message  # the cure
+        assert errors.count(f"sub-{name}: {message}\n") == 1
+        assert not list((out / f"sub-{name}").rglob("*.nii.gz"))
+    expected = head(T1W_PLACE)[0].data
+    for name in ("good", *odd):
+        path = out / f"sub-{name}/anat/sub-{name}_space-T1w_desc-aseg_dseg.nii.gz"
+        image, source = nib.load(path), nib.load(raw / f"sub-{name}/anat/sub-{name}_T1w.nii.gz")
+        assert image.affine.tobytes() == source.affine.tobytes()
+        assert right_inside(np.asarray(image.dataobj), expected), name
+        warnings = record(out, f"sub-{name}")["Warnings"]
+        assert len(warnings) == (name != "good")
+        assert name == "good" or odd[name][1] in warnings[0]
+    # Once more: what is done is skipped, what failed fails again.
+    assert call(raw, out, "participant", "-q") == 1
+    rows = read_status(out / "logs/status.tsv")
+    assert {row["status"] for row in rows} == {"failed", "skipped"}
+
+
+def test_output_folders_that_are_refused(tmp_path, capsys, hand_made):
+    raw = write_raw(tmp_path / "raw", {"01": scan(T1W_PLACE)})
+    (tmp_path / "file").touch()
+    before = sorted(raw.rglob("*"))
+    for out, code in ((raw, 64), (raw / "sub-01", 64), (tmp_path / "file", 73)):
+        assert call(raw, out, "participant") == code
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert sorted(raw.rglob("*")) == before
+    inside = raw / "derivatives" / "bids_synthseg"
+    assert call(raw, inside, "participant", "-q") == 0
+    assert anat(inside) == in_space("T1w")
+
+
+# Loading.
+
+
+def test_weights_are_loaded_with_their_checksum(tmp_path, monkeypatch):
+    table = LabelTable.default()
+    small = NetworkConfig((4, 4), channels_out=Head(table).n_channels, convs=(1, 1))
+    for seed, name in enumerate(("segmentation", "locator", "other")):
+        torch.manual_seed(seed)
+        model = replace(reader(), network=UNet(small))
+        save_model(tmp_path / f"{name}.safetensors", model)
+    monkeypatch.setattr(pipeline, "files", lambda package: tmp_path)
+    first = Segmenter.load(Options(device="cpu"))
+    again = Segmenter.load(Options(device="cpu"))
+    other = Segmenter.load(Options(device="cpu", model=tmp_path / "other.safetensors"))
+    assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256
+    assert len(first.weights_sha256) == 64
+    assert first.table == table
+    assert not first.model.network.training
+    assert not any(p.requires_grad and p.grad is not None for p in first.model.network.parameters())
+    (tmp_path / "other.safetensors").write_bytes(b"")
+    with pytest.raises(BadData, match=r"other\.safetensors"):
+        Segmenter.load(Options(device="cpu", model=tmp_path / "other.safetensors"))
+
+
+def test_devices():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UsageProblem, match="--device cuda:99"):
+        choose_device("cuda:99")
+
+
+def test_the_hand_made_locator_is_what_the_pipeline_expects():
+    networks = segmenter()
+    assert networks.table == LabelTable.default()
+    assert locator().head.n_channels == 2

@@ -1,0 +1,167 @@
+"""From a scan to posteriors: exact on a phantom, whatever its orientation, place and size."""
+
+from dataclasses import replace
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from handmade import RADII_MM, GreyReader, grid, head, interior, locator, reader
+from scipy.spatial.transform import Rotation
+
+from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.posteriors import label_ids, mirror
+from bids_synthseg.anatomy.volume import Grid, Volume
+from bids_synthseg.segmentation import predict
+from bids_synthseg.segmentation.field import slabs
+from bids_synthseg.segmentation.locate import BrainBox
+from bids_synthseg.segmentation.predict import brain_box, posteriors_of, segment, working_volume
+
+TURN = Rotation.from_euler("xyz", [14, -11, 18], degrees=True).as_matrix()
+
+
+def labels_on(field, place):
+    data = np.concatenate([part for _, part in slabs(field, place)], axis=1)
+    return label_ids(data, field.table)
+
+
+def oriented(scan, axes, flips):
+    """The same scan with its voxels stored in another order."""
+    change = np.zeros((4, 4))
+    change[3, 3] = 1
+    for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
+        change[old, new] = -1 if flip else 1
+        change[old, 3] = scan.grid.shape[old] - 1 if flip else 0
+    data = np.flip(scan.data.transpose(axes), [a for a in range(3) if flips[a]])
+    return Volume(data, Grid(data.shape, scan.grid.affine @ change))
+
+
+@pytest.fixture(scope="module")
+def oblique():
+    """Labels and image on an oblique anisotropic grid."""
+    return head(grid((40, 46, 32), (1.6, 1.7, 2.2), TURN))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_labels_are_exact_where_there_is_no_partial_volume(oblique, mirrored):
+    labels, image = oblique
+    result = segment(image, reader(), locator(), mirrored)
+    found = labels_on(result.field, image.grid)
+    inner = interior(labels.data)
+    assert set(np.unique(labels.data[inner])) >= {0, 2, 3, 10, 41, 42, 49}
+    np.testing.assert_array_equal(found[inner], labels.data[inner])
+    assert (found == labels.data).mean() > 0.95
+    assert result.passes == 1
+    assert result.warnings == ()
+    np.testing.assert_allclose(result.field.data.sum(0), 1, atol=1e-5)
+
+
+def test_all_48_orientations_give_the_same_labels():
+    image = head(grid((26, 30, 18), (2.4, 2.5, 3.5), TURN))[1]
+    expected = labels_on(segment(image, reader((32, 36, 32)), locator()).field, image.grid)
+    assert len(np.unique(expected)) > 8
+    for axes in permutations(range(3)):
+        for flips in product((False, True), repeat=3):
+            turned = oriented(image, axes, flips)
+            found = labels_on(segment(turned, reader((32, 36, 32)), locator()).field, turned.grid)
+            back = oriented(Volume(expected, image.grid), axes, flips).data
+            assert (found == back).mean() >= 0.9999, (axes, flips)
+
+
+def test_with_the_mirrored_pass_the_mirror_image_gives_the_mirrored_posteriors(oblique):
+    image = oblique[1].canonical()[0]
+    table = LabelTable.default()
+    # By itself the network takes a part of the left for right.
+    model = replace(reader(), network=GreyReader(table, middle=-0.1))
+    box = BrainBox(image.grid.centre_mm, 2 * RADII_MM)
+    here = working_volume(image, box, model)
+    there = Volume(here.data[::-1].copy(), here.grid)
+    plain, mirrored = (
+        [posteriors_of(working, model, m).data.numpy() for working in (here, there)]
+        for m in (False, True)
+    )
+    assert np.abs(mirror(plain[0], table) - plain[1]).max() > 0.9
+    both = [(one + other) / 2 for one, other in zip(plain, mirrored, strict=True)]
+    np.testing.assert_allclose(mirror(both[0], table), both[1], atol=1e-6)
+
+
+def test_segment_averages_with_the_mirrored_pass(oblique):
+    model = replace(reader(), network=GreyReader(LabelTable.default(), middle=-0.1))
+    plain, both = (segment(oblique[1], model, locator(), m) for m in (False, True))
+    twin = posteriors_of(plain.image, model, mirrored=True)
+    np.testing.assert_allclose(both.field.data, (plain.field.data + twin.data) / 2, atol=1e-6)
+    assert (both.field.data - plain.field.data).abs().max() > 0.4
+    assert both.field.grid == plain.field.grid == plain.image.grid
+
+
+def test_the_working_grid_is_filled_by_the_box():
+    place = grid((30, 34, 20), (2.2, 2.1, 3.4), TURN)
+    box = BrainBox(place.centre_mm + 3, np.array([51.0, 40.0, 30.0]))
+    working = working_volume(head(place)[1], box, reader((40, 48, 40), 0.85))
+    np.testing.assert_allclose(working.grid.voxel_size_mm, 51 / (0.85 * 40))
+    np.testing.assert_allclose(working.grid.centre_mm, box.centre_mm)
+    turned = working.grid.affine[:3, :3] / working.grid.voxel_size_mm
+    np.testing.assert_allclose(turned, TURN, atol=1e-12)
+
+
+def wrong_box(monkeypatch, factor, shift_mm=0.0, found=True):
+    def locate(scan, locator):
+        return BrainBox(scan.grid.centre_mm + shift_mm, 2 * RADII_MM * factor, found)
+
+    monkeypatch.setattr(predict, "locate", locate)
+
+
+@pytest.mark.parametrize(("factor", "shift_mm"), [(1.3, 0.0), (1.0, 5.0), (0.93, 0.0)])
+def test_a_wrong_box_is_mended(oblique, monkeypatch, factor, shift_mm):
+    labels, image = oblique
+    wrong_box(monkeypatch, factor, shift_mm)
+    result = segment(image, reader(), locator())
+    assert 2 <= result.passes <= predict.MAX_PASSES
+    assert result.warnings == ()
+    np.testing.assert_allclose(result.box.centre_mm, image.grid.centre_mm, atol=2)
+    np.testing.assert_allclose(result.box.extent_mm, 2 * RADII_MM, atol=4)
+    found = labels_on(result.field, image.grid)
+    inner = interior(labels.data)
+    np.testing.assert_array_equal(found[inner], labels.data[inner])
+
+
+def test_a_box_that_does_not_settle_is_reported(oblique, monkeypatch):
+    wrong_box(monkeypatch, 0.6)
+    result = segment(oblique[1], reader(), locator())
+    assert result.passes == predict.MAX_PASSES
+    assert result.warnings == ("the size of the brain did not settle: check the result",)
+
+
+def test_where_the_locator_sees_nothing_the_network_still_may(oblique):
+    labels, image = oblique
+    result = segment(image, reader(), locator(level=2.0))
+    assert "whole field of view" in result.warnings[0]
+    assert result.box.found  # in the end by the network itself
+    inner = interior(labels.data)
+    found = labels_on(result.field, image.grid)
+    np.testing.assert_array_equal(found[inner], labels.data[inner])
+
+
+def test_no_brain_at_all_is_reported():
+    place = grid()
+    empty = np.full(place.shape, 20, np.float32)
+    empty[::2] += 0.1
+    empty[15:18, 15:18, 15:18] = 60
+    network = reader()
+    with torch.no_grad():
+        network.network.levels[:, 1:] += 100
+    result = segment(Volume(empty, place), network, locator(level=2.0))
+    assert len(result.warnings) == 2
+    assert "no brain was segmented" in result.warnings[1]
+    assert brain_box(result.field) is None
+    assert result.passes == 1
+
+
+def test_grey_values_may_have_any_scale_and_offset():
+    """Also where the working grid reaches beyond the scan and 0 is as bright as tissue."""
+    image = head(grid((27, 30, 18), (2.0, 2.1, 2.6), TURN))[1]
+    expected = labels_on(segment(image, reader(), locator()).field, image.grid)
+    for gain, offset in ((1e-3, 0), (40, 500), (1, -5), (1, -90)):
+        scan = replace(image, data=(gain * image.data + offset).astype(np.float32))
+        found = labels_on(segment(scan, reader(), locator()).field, image.grid)
+        assert (found == expected).mean() > 0.995, (gain, offset)

@@ -1,0 +1,101 @@
+"""The network: shapes, refused architectures, and growth that at first changes nothing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bids_synthseg.models.unet import NetworkConfig, UNet, grow, upsample
+
+COARSE = NetworkConfig(features=(6, 8), channels_in=2, channels_out=3, convs=(1, 2))
+FINE = NetworkConfig(features=(4, 6, 8), channels_in=2, channels_out=3, convs=(2, 1, 2))
+
+
+def network(config: NetworkConfig) -> UNet:
+    torch.manual_seed(0)
+    return UNet(config)
+
+
+def image(*shape: int) -> torch.Tensor:
+    return torch.randn((1, 2, *shape), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "none"])
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu", "relu"])
+def test_every_kind_answers_in_every_voxel(norm, activation):
+    config = NetworkConfig((8, 8, 8), 2, 5, (1, 1, 1), norm=norm, activation=activation)
+    logits = network(config)(image(8, 12, 16))
+    assert logits.shape == (1, 5, 8, 12, 16) and logits.isfinite().all() and logits.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"features": ()}, "at least one level"),
+        ({"features": (4, 8), "convs": (1,)}, "one number per level"),
+        ({"norm": "batch"}, "norm must be one of"),
+        ({"activation": "swish"}, "activation one of"),
+        ({"kernel": 2}, "kernel must be odd"),
+        ({"convs": (1, 0, 1, 1, 1)}, "at least 1"),
+    ],
+)
+def test_impossible_architectures_are_refused(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        NetworkConfig(**wrong)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_divisor_is_the_smallest_side(levels):
+    config = NetworkConfig((4,) * levels, 2, 3, (1,) * levels, norm="none")
+    assert config.divisor == 2 ** (levels - 1)
+    side = config.divisor
+    assert network(config)(image(side, side, 2 * side)).shape[2:] == (side, side, 2 * side)
+
+
+def test_names_of_shipped_weights_stay():
+    state = UNet(NetworkConfig((4, 8), 2, 3, (1, 1))).state_dict()
+    expected = {"encoders.0.0", "encoders.0.1", "encoders.1.0", "encoders.1.1", "laterals.0"}
+    expected |= {"decoders.0.0", "decoders.0.1", "heads.0", "heads.1"}
+    assert set(state) == {f"{n}.{kind}" for n in expected for kind in ("weight", "bias")}
+    assert state["encoders.1.0.weight"].shape == (8, 2 + 4, 3, 3, 3)
+
+
+def test_batch_entries_are_independent():
+    net = network(COARSE)
+    first, second = image(8, 8, 8), -image(8, 8, 8)
+    together = net(torch.cat([first, second]))
+    torch.testing.assert_close(together[:1], net(first), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together[1:], net(second), atol=1e-5, rtol=1e-5)
+
+
+def test_upsampling_keeps_voxel_centres():
+    ramp = torch.arange(8.0).view(1, 1, 8, 1, 1).expand(1, 1, 8, 2, 2)
+    fine = upsample(ramp)[0, 0, 1:-1, 0, 0]
+    # Fine voxel k lies at coarse voxel (k - 0.5) / 2.
+    torch.testing.assert_close(fine, (torch.arange(1.0, 15.0) - 0.5) / 2)
+
+
+def test_growing_changes_nothing_at_first():
+    coarse = network(COARSE)
+    fine = grow(coarse, 4, 2)
+    assert fine.config == FINE
+    picture = image(16, 8, 24)
+    with torch.no_grad():
+        expected = upsample(coarse(F.avg_pool3d(picture, 2)))
+        torch.testing.assert_close(fine(picture), expected, atol=1e-5, rtol=0)
+
+
+def test_a_grown_level_learns():
+    fine = grow(network(COARSE), 4, 2)
+    optimiser = torch.optim.SGD(fine.parameters(), lr=0.1)
+    truth = torch.zeros(1, 16, 16, 16, dtype=torch.long)
+    truth[:, 8:] = 1
+    before = {name: value.clone() for name, value in fine.state_dict().items()}
+    for _ in range(2):  # the new encoder is behind weights that start at zero
+        optimiser.zero_grad()
+        F.cross_entropy(fine(image(16, 16, 16)), truth).backward()
+        optimiser.step()
+    changed = {n for n, value in fine.state_dict().items() if not torch.equal(value, before[n])}
+    for name in ("heads.0", "encoders.0.0", "encoders.0.3", "laterals.0", "decoders.0.0"):
+        assert f"{name}.weight" in changed, name
+    grown_input = fine.state_dict()["encoders.1.0.weight"][:, 2:]
+    assert grown_input.abs().max() > 0
