@@ -159,7 +159,7 @@ def run_session(
     if options.save_per_image:
         for part in parts:
             labelled = label_volume(part.result.field, part.image.volume.grid)
-            writer.write_per_image(part.scan, part.image, labelled.aseg)
+            writer.write_per_image(part.scan, part.image, labelled.aseg, labelled.native)
     for part in parts:
         if part.alignment.accepted and part.alignment.moved_mm:
             LOG.info("%s: %s", part.scan.path.name, part.alignment.summary)

@@ -66,7 +66,7 @@ def test_nested_values_arrive(tmp_path):
         ("shape = [48, 48]", "each of 3 sides"),
         ('target = "skull"', "target must be"),
         ('head = "both"', "head must be one of"),
-        ("batch = 0", "batch and pool must be at least 1"),
+        ("batch = 0", "pool and loss_step must be at least 1"),
         ("fill = 1.5", r"fill in 0\.\.1"),
         ("rate = 0", "rate and clip must be above 0"),
         ("[synthesis.head]\nshells = 0.9", "shells and csf_only"),

@@ -227,8 +227,11 @@ def test_all_scans_of_a_contrast_are_merged(session):
     alone = [name for name in anat(out) if "space-orig" in name and name.endswith(".nii.gz")]
     assert alone == [
         "run-1_space-orig_desc-asegT1w_dseg.nii.gz",
+        "run-1_space-orig_desc-nativeT1w_dseg.nii.gz",
         "run-2_space-orig_desc-asegT1w_dseg.nii.gz",
+        "run-2_space-orig_desc-nativeT1w_dseg.nii.gz",
         "space-orig_desc-asegT2w_dseg.nii.gz",
+        "space-orig_desc-nativeT2w_dseg.nii.gz",
     ]
     single = load(out, "space-orig_desc-asegT2w_dseg")
     assert single.affine.tobytes() == load(out, "space-T2w_desc-aseg_dseg").affine.tobytes()

@@ -145,7 +145,7 @@ def test_samples_depend_on_seed_step_and_number(folder, monkeypatch):
 def test_a_grown_run_starts_from_the_coarse_one(folder, tmp_path):
     coarse = run_training([folder], tmp_path / "coarse", tiny_config(steps=1))
     network = NetworkConfig(features=(4, 4, 8), convs=(1, 1, 1))
-    config = tiny_config(shape=(32, 48, 32), grow_from=str(coarse), network=network, steps=2)
+    config = tiny_config(shape=(32, 48, 32), start_from=str(coarse), network=network, steps=2)
     state = new_state(config, HEAD, CPU)
     expected = load_model(coarse).network.state_dict()["heads.1.weight"]
     assert torch.equal(state.network.state_dict()["heads.2.weight"], expected)
@@ -157,10 +157,28 @@ def test_a_grown_run_starts_from_the_coarse_one(folder, tmp_path):
         run_training([folder], tmp_path / "another", config)
 
 
+def test_a_run_starts_from_a_model_of_its_own_architecture(folder, tmp_path):
+    first = run_training([folder], tmp_path / "first", tiny_config(steps=1))
+    state = new_state(tiny_config(start_from=str(first), seed=9), HEAD, CPU)
+    expected = load_model(first).network.state_dict()
+    assert all(torch.equal(expected[k], v) for k, v in state.network.state_dict().items())
+
+
+def test_loss_on_a_lattice_is_close_to_the_loss_everywhere(folder):
+    maps, _ = load_maps([folder], "labels")
+    losses = []
+    for loss_step in (1, 2):
+        config = tiny_config(loss_step=loss_step)
+        state = new_state(config, HEAD, CPU)
+        losses.append(train_step(state, maps, np.ones(1), config, HEAD, CPU))
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_growing_from_another_architecture(folder, tmp_path):
     coarse = run_training([folder], tmp_path, tiny_config(steps=1))
     network = NetworkConfig(features=(4, 4, 16), convs=(1, 1, 1))
-    config = tiny_config(shape=(32, 48, 32), grow_from=str(coarse), network=network)
+    config = tiny_config(shape=(32, 48, 32), start_from=str(coarse), network=network)
     with pytest.raises(BadData, match=r"model\.safetensors: a model of another architecture"):
         new_state(config, HEAD, CPU)
 

@@ -24,6 +24,10 @@ BIDSIGNORE = "*.html\nlogs/\n**/figures\n*_xfm.*\n*_volumes.*\ngroup_*\ntraining
 _DESCRIPTIONS = {
     "aseg": "Segmentation, and volumes by it, with FreeSurfer's aseg numbers up to 255",
     "native": "Segmentation with the labels of the model, of which some are finer than aseg",
+    "asegT1w": "As aseg, of one T1w scan alone",
+    "asegT2w": "As aseg, of one T2w scan alone",
+    "nativeT1w": "As native, of one T1w scan alone",
+    "nativeT2w": "As native, of one T2w scan alone",
     "brain": "Mask of the brain: the union of its labels, holes filled",
     "posteriors": "Posterior probability of every label of the model, one volume each",
     "preproc": "The image that was segmented, where a session has several of one contrast",

@@ -136,16 +136,21 @@ class SessionWriter:
         path = self.paths.file("dseg", space=space.contrast, desc="native")
         return self._write_image(path, labels, space, np.int16, about, "label")
 
-    def write_per_image(self, scan: Scan, like: Image, labels: np.ndarray) -> Path:
-        """(X, Y, Z) FreeSurfer ids of one scan alone, on its own grid.
+    def write_per_image(
+        self, scan: Scan, like: Image, aseg: np.ndarray, native: np.ndarray
+    ) -> list[Path]:
+        """(X, Y, Z) FreeSurfer and model ids of one scan alone, on its own grid.
 
         The contrast is in `desc`, as T1w and T2w of one run would otherwise share a name.
         """
         about = {"Description": "Segmentation of this scan alone", "Manual": False}
         own = {key: scan.entities[key] for key in _SCAN_ENTITIES if key in scan.entities}
-        path = self.paths.file("dseg", **own, space="orig", desc=f"aseg{scan.suffix}")
         space = Space(scan.suffix, like, (scan.path,))
-        return self._write_image(path, labels, space, np.uint8, about, "label")
+        written = []
+        for kind, labels, dtype in (("aseg", aseg, np.uint8), ("native", native, np.int16)):
+            path = self.paths.file("dseg", **own, space="orig", desc=f"{kind}{scan.suffix}")
+            written.append(self._write_image(path, labels, space, dtype, about, "label"))
+        return written
 
     def write_mask(self, space: Space, mask: np.ndarray) -> Path:
         """(X, Y, Z) bool brain mask."""

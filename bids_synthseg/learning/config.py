@@ -29,7 +29,9 @@ class TrainConfig:
     locator; `head`: kind of models.heads.Head; `batch`: samples per step; `rate`: highest learning
     rate of Adam, reached after `warm_up` steps; `rate_end`: the final one as a fraction of it;
     `clip`: largest norm of the gradient; `average`: decay of the exponential moving average of the
-    weights; `grow_from`: a coarser model to start from, whose grid is half of `shape`; `weights`:
+    weights; `loss_step`: the loss looks at every so many voxels of the first two axes, at places
+    that change; `start_from`: a model file to start from, of the same architecture or without its
+    finest level (then trained on a grid half of `shape`); `weights`:
     relative share of each data set by folder name (1 where absent).
     """
 
@@ -46,7 +48,8 @@ class TrainConfig:
     clip: float = 1.0
     average: float = 0.998
     seed: int = 1
-    grow_from: str = ""
+    loss_step: int = 1
+    start_from: str = ""
     checkpoint_minutes: float = 3.0
     validate_minutes: float = 10.0
     weights: dict[str, float] = field(default_factory=dict)
@@ -58,8 +61,8 @@ class TrainConfig:
             raise ValueError(f"target must be 'labels' or 'brain', not {self.target!r}")
         if self.head not in KINDS:
             raise ValueError(f"head must be one of {KINDS}, not {self.head!r}")
-        if min(self.steps, self.batch, self.pool) < 1 or not 0 < self.fill <= 1:
-            raise ValueError("steps, batch and pool must be at least 1, fill in 0..1")
+        if min(self.steps, self.batch, self.pool, self.loss_step) < 1 or not 0 < self.fill <= 1:
+            raise ValueError("steps, batch, pool and loss_step must be at least 1, fill in 0..1")
         if min(self.rate, self.clip) <= 0 or not 0 <= self.average < 1:
             raise ValueError("rate and clip must be above 0, average at least 0 and below 1")
         if len(self.shape) != 3 or any(n < 1 or n % self.network.divisor for n in self.shape):

@@ -25,7 +25,7 @@ from bids_synthseg.learning.validation import validation_dice
 from bids_synthseg.models.checkpoint import Model, load_model, save_model
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.inputs import network_input
-from bids_synthseg.models.unet import UNet, grow
+from bids_synthseg.models.unet import NetworkConfig, UNet, grow
 from bids_synthseg.storage import atomic_file, explain, make_folder, write_text
 from bids_synthseg.synthesis.recipe import draw, render
 
@@ -57,21 +57,26 @@ def new_state(config: TrainConfig, head: Head, device: torch.device) -> State:
             f"network.channels_out is {wanted.channels_out}; set it to {head.n_channels} for head "
             f"{head.kind!r} and {len(head.table)} labels"
         )
-    if config.grow_from:
-        coarse = load_model(Path(config.grow_from))
-        network = grow(coarse.network, wanted.features[0], wanted.convs[0])
-        if network.config != wanted or coarse.head != head:
-            raise BadData(
-                f"{config.grow_from}: a model of another architecture or other labels, levels "
-                f"{list(coarse.network.config.features)}; the configuration asks for "
-                f"{list(wanted.features[1:])} below its finest"
-            )
-    else:
-        network = UNet(wanted)
+    network = _started(Path(config.start_from), head, wanted) if config.start_from else UNet(wanted)
     network = network.to(device)
     average = UNet(wanted).to(device)
     average.load_state_dict(network.state_dict())
     return State(network, average, torch.optim.Adam(network.parameters(), lr=config.rate))
+
+
+def _started(path: Path, head: Head, wanted: NetworkConfig) -> UNet:
+    """The network of a model file, grown by the finest level of `wanted` if it lacks that."""
+    model = load_model(path)
+    network = model.network
+    if model.head == head and network.config != wanted:
+        network = grow(network, wanted.features[0], wanted.convs[0])
+    if model.head != head or network.config != wanted:
+        raise BadData(
+            f"{path}: a model of another architecture or other labels, levels "
+            f"{list(model.network.config.features)}; the configuration asks for "
+            f"{list(wanted.features)}, of which it may lack the first"
+        )
+    return network
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -123,8 +128,13 @@ def train_step(
         group["lr"] = learning_rate(config, state.step)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         logits = state.network(torch.cat(images))
+    # On a fine grid neighbouring voxels say much the same: a lattice of them tells the loss enough.
+    step = config.loss_step
+    i, j = np.random.default_rng([config.seed, state.step, config.batch]).integers(step, size=2)
     losses = [
-        label_set_loss(logits[k : k + 1], classes, sets, head)
+        label_set_loss(
+            logits[k : k + 1, :, i::step, j::step], classes[i::step, j::step], sets, head
+        )
         for k, (classes, sets) in enumerate(targets)
     ]
     loss = torch.stack(losses).mean()
@@ -215,7 +225,7 @@ def run_training(
     head = Head(table, config.head)
     progress(f"{len(maps)} label maps, {len(checks)} for validation, {len(table)} labels")
     # A resumed run has its weights: it does not need the model it once grew from.
-    state = new_state(replace(config, grow_from="") if resumed else config, head, on)
+    state = new_state(replace(config, start_from="") if resumed else config, head, on)
     if resumed:
         restore_state(out / "state.pt", state)
         progress(f"resumed at step {state.step}")

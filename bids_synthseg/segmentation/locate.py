@@ -4,7 +4,7 @@ A small network sees the whole field of view on a coarse isotropic grid and answ
 not"; the box of the largest component decides centre and scale of the working grid.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,10 @@ class BrainBox:
     centre_mm: np.ndarray
     extent_mm: np.ndarray
     found: bool = True
+
+    def scaled(self, factor: float) -> "BrainBox":
+        """The same box, larger by a factor about its centre."""
+        return replace(self, extent_mm=self.extent_mm * factor)
 
     def agrees_with(self, other: "BrainBox", tolerance: float) -> bool:
         """True where size and place differ by less than a fraction of the box."""

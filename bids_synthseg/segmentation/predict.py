@@ -19,7 +19,10 @@ from bids_synthseg.segmentation.locate import BrainBox, air_value, box_of, locat
 BOX_TOLERANCE = 0.06
 """The segmentation's own box may differ from the one it was made in by this fraction."""
 
-MAX_PASSES = 3
+MAX_PASSES = 4
+
+GROWTH = 1.1
+"""How much larger to look than the box of a brain that may be cut off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,9 @@ def segment(scan: Volume, model: Model, locator: Model, mirror: bool = True) -> 
         if passes == MAX_PASSES:
             warnings.append("the size of the brain did not settle: check the result")
             break
-        box = own
+        # A network sees little of what is cut off: a box that grows has further to grow.
+        grows = own.extent_mm.max() > box.extent_mm.max()
+        box = own.scaled(GROWTH) if grows else own
     if mirror:
         twin = posteriors_of(working, model, mirrored=True)
         field = GridField((field.data + twin.data) / 2, field.grid, field.table)
