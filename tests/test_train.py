@@ -175,6 +175,22 @@ def test_loss_on_a_lattice_is_close_to_the_loss_everywhere(folder):
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_the_finest_level_may_learn_faster():
+    config = tiny_config(finest_rate=5.0, rate=1e-3, warm_up=0)
+    state = new_state(config, HEAD, CPU)
+    finest, rest = state.network.by_level()
+    assert len(finest) + len(rest) == len(list(state.network.parameters()))
+    assert any(finest[0] is p for p in state.network.encoders[0].parameters())
+    before = finest[0].clone(), rest[0].clone()
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate(config, 0) * group["scale"]
+    for parameter in state.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimiser.step()  # Adam's first step is the rate in every weight
+    torch.testing.assert_close(before[0] - finest[0], torch.full_like(finest[0], 5e-3))
+    torch.testing.assert_close(before[1] - rest[0], torch.full_like(rest[0], 1e-3))
+
+
 def test_growing_from_another_architecture(folder, tmp_path):
     coarse = run_training([folder], tmp_path, tiny_config(steps=1))
     network = NetworkConfig(features=(4, 4, 16), convs=(1, 1, 1))

@@ -28,6 +28,8 @@ class TrainConfig:
     samples are painted on a grid finer by this factor; `target`: "labels", or "brain" for a
     locator; `head`: kind of models.heads.Head; `batch`: samples per step; `rate`: highest learning
     rate of Adam, reached after `warm_up` steps; `rate_end`: the final one as a fraction of it;
+    `finest_rate`: multiple of the rate for the finest level (a level that was grown starts from
+    zero, and Adam's steps are no longer than the rate: at 1 it sleeps for hundreds of steps);
     `clip`: largest norm of the gradient; `average`: decay of the exponential moving average of the
     weights; `loss_step`: the loss looks at every so many voxels of the first two axes, at places
     that change; `start_from`: a model file to start from, of the same architecture or without its
@@ -44,6 +46,7 @@ class TrainConfig:
     batch: int = 2
     rate: float = 1e-3
     rate_end: float = 0.02
+    finest_rate: float = 1.0
     warm_up: int = 100
     clip: float = 1.0
     average: float = 0.998
@@ -63,8 +66,10 @@ class TrainConfig:
             raise ValueError(f"head must be one of {KINDS}, not {self.head!r}")
         if min(self.steps, self.batch, self.pool, self.loss_step) < 1 or not 0 < self.fill <= 1:
             raise ValueError("steps, batch, pool and loss_step must be at least 1, fill in 0..1")
-        if min(self.rate, self.clip) <= 0 or not 0 <= self.average < 1:
-            raise ValueError("rate and clip must be above 0, average at least 0 and below 1")
+        if min(self.rate, self.finest_rate, self.clip) <= 0 or not 0 <= self.average < 1:
+            raise ValueError(
+                "rate, finest_rate and clip must be above 0, average at least 0 and below 1"
+            )
         if len(self.shape) != 3 or any(n < 1 or n % self.network.divisor for n in self.shape):
             raise ValueError(
                 f"shape {list(self.shape)}: each of 3 sides must be a multiple of "

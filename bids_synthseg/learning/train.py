@@ -61,7 +61,16 @@ def new_state(config: TrainConfig, head: Head, device: torch.device) -> State:
     network = network.to(device)
     average = UNet(wanted).to(device)
     average.load_state_dict(network.state_dict())
-    return State(network, average, torch.optim.Adam(network.parameters(), lr=config.rate))
+    return State(network, average, _optimiser(network, config))
+
+
+def _optimiser(network: UNet, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam, with a rate of its own for the finest level: see `TrainConfig.finest_rate`."""
+    finest, rest = network.by_level()
+    return torch.optim.Adam(
+        [{"params": finest, "scale": config.finest_rate}, {"params": rest, "scale": 1.0}],
+        lr=config.rate,
+    )
 
 
 def _started(path: Path, head: Head, wanted: NetworkConfig) -> UNet:
@@ -125,7 +134,7 @@ def train_step(
         images.append(network_input(image))
         targets.append((classes, chosen.sets))
     for group in state.optimiser.param_groups:
-        group["lr"] = learning_rate(config, state.step)
+        group["lr"] = learning_rate(config, state.step) * group["scale"]
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         logits = state.network(torch.cat(images))
     # On a fine grid neighbouring voxels say much the same: a lattice of them tells the loss enough.

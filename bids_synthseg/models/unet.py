@@ -115,6 +115,11 @@ class UNet(nn.Module):
             logits = self.heads[level](features) + upsample(logits)
         return logits
 
+    def by_level(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters of the finest level, and those of all others."""
+        named = [(name.split(".")[1] == "0", value) for name, value in self.named_parameters()]
+        return [v for finest, v in named if finest], [v for finest, v in named if not finest]
+
 
 def upsample(logits: torch.Tensor) -> torch.Tensor:
     """Trilinear by a factor of 2; voxel centres keep their place."""
