@@ -12,6 +12,7 @@ from bids_synthseg.anatomy.labels import Label, LabelTable
 from bids_synthseg.anatomy.volume import Grid, Volume
 from bids_synthseg.models.checkpoint import Model
 from bids_synthseg.models.heads import Head
+from bids_synthseg.models.unet import NetworkConfig
 from bids_synthseg.pipeline import Segmenter
 
 RADII_MM = np.array([24.0, 30.0, 22.0])
@@ -80,6 +81,7 @@ class GreyReader(nn.Module):
 
     def __init__(self, table: LabelTable, middle: float = 0.0) -> None:
         super().__init__()
+        self.config = NetworkConfig(intensity="range")
         greys = {"background": BACKGROUND_GREY} | {name: grey for *_, name, grey in SHELLS}
         levels = [(greys.get(name, 1e4) - BACKGROUND_GREY) / _RANGE for name in table.structures]
         self.levels = nn.Parameter(torch.tensor(levels).reshape(1, -1, 1, 1, 1))
@@ -95,6 +97,7 @@ class BrightIsBrain(nn.Module):
 
     def __init__(self, level: float = 0.12) -> None:
         super().__init__()
+        self.config = NetworkConfig(intensity="range")
         self.level = nn.Parameter(torch.tensor(level))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -44,3 +44,14 @@ def test_background_is_black_as_often_as_asked():
     assert dark == pytest.approx(0.8, abs=0.06)  # three standard errors
     assert all(drawn(seed, dark_background=1)[0][0] == 0 for seed in range(5))
     assert all(drawn(seed, dark_background=0)[0][0] > 0 for seed in range(5))
+
+
+def test_a_t2_like_contrast_has_the_order_of_tissues_of_a_newborn():
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        means, _ = draw_contrast(ContrastConfig(noise_max=0.05), TISSUES, TWINS, rng, t2_like=True)
+        fluid, white, grey = (
+            means[TISSUE_OF[t] == TISSUES].mean() for t in ("csf", "white", "grey")
+        )
+        assert fluid > white > grey - 0.1  # jitter of single structures, two of each at most
+        assert fluid > 0.6

@@ -69,7 +69,7 @@ def test_a_scan_follows_its_map(seed):
     """The scan is interpolated, the map is not: they agree to half a voxel."""
     source = sphere(SIDE)
     scan = (source.classes == FLUID).to(torch.float16)
-    source = replace(source, images=scan[None])
+    source = replace(source, images=scan[None], contrasts=("T2w",))
     config = replace(UNTOUCHED, deformation=DeformationConfig(rotation_deg=30, warp=0.05))
     drawn = draw(source, config, (32, 28, 30), 0.8, rng(seed))
     assert drawn.image == 0
@@ -226,3 +226,15 @@ def test_rendering_stays_on_the_maps_device(seed):
     image, classes = render(source.to(torch.device("meta")), drawn)
     assert image.device.type == classes.device.type == "meta"
     assert image.shape == classes.shape == (16, 16, 16)
+
+
+def test_a_t2_like_sample_uses_no_t1w_scan():
+    source = sphere(SIDE)
+    both = replace(
+        source, images=torch.cat([source.images, source.images]), contrasts=("T1w", "T2w")
+    )
+    config = SynthesisConfig(real=1.0, t2_like=1.0)
+    drawn = [draw(both, config, SHAPE, 0.8, np.random.default_rng(k)) for k in range(10)]
+    assert {one.image for one in drawn} == {1}
+    drawn = [draw(source, config, SHAPE, 0.8, np.random.default_rng(k)) for k in range(3)]
+    assert {one.image for one in drawn} == {-1}

@@ -46,6 +46,7 @@ def sphere(side: int = 24, scan: bool = False) -> SourceMap:
         classes=torch.from_numpy(classes),
         outside=torch.from_numpy(outside),
         images=torch.from_numpy(np.asarray(images, dtype=np.float16)),
+        contrasts=("T1w",) if scan else (),
         tissues=np.array(tissues),
         twins=np.array([0, 2, 1, 4, 3, 5]),
         surrounding=np.zeros(6, dtype=bool),

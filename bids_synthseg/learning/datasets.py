@@ -126,10 +126,12 @@ def load_map(
     size_mm = float(np.prod(extent * voxel_mm) ** (1 / 3))
     outside = distance_mm(brain[crop], voxel_mm) / (size_mm * head.OUTSIDE_UNIT)
     middle = [(s.start + s.stop - 1) / 2 - c.start for s, c in zip(box, crop, strict=True)]
+    contrasts, scans = _scans(path, volume, crop)
     source = SourceMap(
         classes=torch.from_numpy(np.ascontiguousarray(classes[crop])),
         outside=torch.from_numpy(outside.clip(max=255).astype(np.uint8)),
-        images=torch.from_numpy(_scans(path, volume, crop)),
+        images=torch.from_numpy(scans),
+        contrasts=contrasts,
         tissues=tissue_classes(labels, table),
         twins=twin_classes(labels, table),
         surrounding=surrounding,
@@ -180,9 +182,12 @@ def distance_mm(mask: np.ndarray, voxel_mm: np.ndarray) -> np.ndarray:
     return np.sqrt(squared)
 
 
-def _scans(path: Path, volume: Volume, crop: tuple[slice, ...]) -> np.ndarray:
-    """(N, X, Y, Z) float16: the T1w and T2w scan beside a map, cropped and scaled to 0..1."""
-    scans = []
+def _scans(
+    path: Path, volume: Volume, crop: tuple[slice, ...]
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Which scans lie beside a map ("T1w", "T2w"), and (N, X, Y, Z) float16: the scans, cropped
+    and scaled to 0..1."""
+    contrasts, scans = [], []
     for suffix in ("T1w", "T2w"):
         for ending in (".nii", ".nii.gz"):
             scan_path = path.with_name(f"{_stem(path)}_{suffix}{ending}")
@@ -194,8 +199,10 @@ def _scans(path: Path, volume: Volume, crop: tuple[slice, ...]) -> np.ndarray:
                     f"{scan_path}: lies on another grid than {path.name}; resample the scan to "
                     "the label map, or take it away"
                 )
+            contrasts.append(suffix)
             scans.append(_unit(scan_path, scan.data[crop]))
-    return np.stack(scans) if scans else np.zeros((0, 1, 1, 1), dtype=np.float16)
+    stacked = np.stack(scans) if scans else np.zeros((0, 1, 1, 1), dtype=np.float16)
+    return tuple(contrasts), stacked
 
 
 def _stem(path: Path) -> str:

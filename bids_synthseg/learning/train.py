@@ -131,7 +131,7 @@ def train_step(
         chosen = maps[rng.choice(len(maps), p=chances)]
         drawn = draw(chosen.source, config.synthesis, config.shape, config.fill, rng, config.pool)
         image, classes = render(chosen.source, drawn)
-        images.append(network_input(image))
+        images.append(network_input(image, config.network.intensity))
         targets.append((classes, chosen.sets))
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate(config, state.step) * group["scale"]

@@ -49,7 +49,9 @@ def validation_dice(
         drawn = replace(drawn, means=black, spreads=black)
         for number in range(len(one.source.images)):
             image, classes = render(one.source, replace(drawn, image=number))
-            labels = head.probabilities(network(network_input(image)).float())[0].argmax(0)
+            labels = head.probabilities(
+                network(network_input(image, config.network.intensity)).float()
+            )[0].argmax(0)
             scores[f"{one.dataset}/{one.name}/{number}"] = mean_dice(labels, classes, one.sets)
     return scores
 

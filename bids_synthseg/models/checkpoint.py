@@ -34,6 +34,11 @@ class Model:
     fill: float
     record: dict = field(default_factory=dict)
 
+    @property
+    def intensity(self) -> str:
+        """The scale on which the network sees an image: see models.inputs."""
+        return self.network.config.intensity
+
 
 def save_model(path: Path, model: Model) -> None:
     """Write a model file; an existing one is replaced only once the new one is complete."""

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bids_synthseg.models.inputs import INTENSITIES
+
 NORMS = ("instance", "group", "none")
 ACTIVATIONS = ("leaky_relu", "elu", "relu")
 
@@ -29,6 +31,7 @@ class NetworkConfig:
     kernel: int = 3
     norm: str = "instance"
     activation: str = "leaky_relu"
+    intensity: str = "rank"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(int(f) for f in self.features))
@@ -37,6 +40,8 @@ class NetworkConfig:
             raise ValueError("features and convs: one number per level, at least one level")
         if self.norm not in NORMS or self.activation not in ACTIVATIONS:
             raise ValueError(f"norm must be one of {NORMS}, activation one of {ACTIVATIONS}")
+        if self.intensity not in INTENSITIES:
+            raise ValueError(f"intensity must be one of {INTENSITIES}, not {self.intensity!r}")
         if self.kernel % 2 == 0 or min(*self.features, *self.convs) < 1:
             raise ValueError("kernel must be odd, features and convs at least 1")
 

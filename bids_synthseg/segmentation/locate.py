@@ -82,7 +82,8 @@ def locate(scan: Volume, locator: Model) -> BrainBox:
     overview = resample(scan, window, fill=air_value(scan))
     device = next(locator.network.parameters()).device
     with torch.inference_mode():
-        logits = locator.network(network_input(torch.from_numpy(overview.data).to(device)))
+        image = torch.from_numpy(overview.data).to(device)
+        logits = locator.network(network_input(image, locator.intensity))
         brain = locator.head.probabilities(logits)[0, 1].cpu().numpy() > 0.5
     brain = largest_component(brain)
     box = box_of(brain, overview.grid) if brain.sum() >= MIN_VOXELS else None

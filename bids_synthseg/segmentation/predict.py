@@ -97,7 +97,7 @@ def posteriors_of(working: Volume, model: Model, mirrored: bool = False) -> Grid
 def _probabilities(image: torch.Tensor, model: Model) -> torch.Tensor:
     half = image.device.type == "cuda"
     with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
-        logits = model.network(network_input(image))
+        logits = model.network(network_input(image, model.intensity))
     return model.head.probabilities(logits.float())[0]
 
 

@@ -24,13 +24,21 @@ class ContrastConfig:
     dark_background: float = 0.8
 
 
+_T2_JITTER = 0.05
+
+
 def draw_contrast(
-    config: ContrastConfig, tissues: np.ndarray, twins: np.ndarray, rng: np.random.Generator
+    config: ContrastConfig,
+    tissues: np.ndarray,
+    twins: np.ndarray,
+    rng: np.random.Generator,
+    t2_like: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(K,) float32 means and (K,) SDs for K classes; class 0 is background.
 
     `tissues` (K,) holds values of TISSUE_OF, `twins` (K,) the class of the other side. After
     Billot et al. 2023 (SynthSeg), where every class, or class of both sides, is drawn alone.
+    `t2_like`: CSF is brightest and white matter brighter than grey, as in T2w of newborns.
     """
     n = len(tissues)
     means = rng.uniform(0, 1, n)
@@ -41,6 +49,14 @@ def draw_contrast(
         own = (tissues == TISSUE_OF["other"]) | (tissues == TISSUE_OF["background"])
         means = np.where(own, means, np.clip(shared, 0, 1))
         spreads = np.where(own, spreads, rng.uniform(0.005, config.noise_max))
+    if t2_like:
+        grey = rng.uniform(0.2, 0.45)
+        fluid, white = rng.uniform(0.8, 1.0), grey + rng.uniform(0.1, 0.25)
+        prior = {"csf": fluid, "grey": grey, "white": white}
+        for tissue, mean in prior.items():
+            alike = mean + _T2_JITTER * rng.standard_normal(n)
+            means = np.where(tissues == TISSUE_OF[tissue], np.clip(alike, 0, 1), means)
+        spreads = config.noise_max * rng.uniform(0.2, 1, n)
     if rng.uniform() < config.side_sharing:
         first = np.minimum(np.arange(n), twins)
         means, spreads = means[first], spreads[first]

@@ -34,10 +34,13 @@ from bids_synthseg.synthesis.head import HeadConfig, HeadDraw, draw_head, paint_
 class SynthesisConfig:
     """All ranges of the generator. `flip` is the probability of a left-right mirror image; `real`
     that of using a paired scan's own intensities, where the map has one, instead of painting;
+    `t2_like` that of a T2-like contrast, painted or of a scan: a curriculum may begin with one
+    contrast, since tissue is learned sooner where its order of brightness holds; and
     `keep_surroundings` that of keeping the non-brain classes a map has."""
 
     flip: float = 0.5
     real: float = 0.3
+    t2_like: float = 0.0
     keep_surroundings: float = 0.6
     deformation: DeformationConfig = field(default_factory=DeformationConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
@@ -51,14 +54,15 @@ class SourceMap:
 
     `classes` (X, Y, Z) uint8: row of the class tables, 0 is background; `outside` (X, Y, Z) uint8:
     distance to the brain in `head.OUTSIDE_UNIT`s; `images` (N, X, Y, Z) float16 paired scans in
-    0..1. `tissues`, `twins`, `surrounding` have one entry per class: tissue (TISSUE_OF), class of
-    the other side, and whether it is labelled but no brain. `centre` is the voxel at the centre
-    of the brain's box and `extent_mm` the box.
+    0..1, of the `contrasts` "T1w" or "T2w". `tissues`, `twins`, `surrounding` have one entry per
+    class: tissue (TISSUE_OF), class of the other side, and whether it is labelled but no brain.
+    `centre` is the voxel at the centre of the brain's box and `extent_mm` the box.
     """
 
     classes: torch.Tensor
     outside: torch.Tensor
     images: torch.Tensor
+    contrasts: tuple[str, ...]
     tissues: np.ndarray
     twins: np.ndarray
     surrounding: np.ndarray
@@ -131,13 +135,15 @@ def draw(
     to_source[:3, :3] = np.diag(ratio)
     to_source[:3, 3] = np.array(source.centre) - ratio * (np.array(shape) - 1) / 2
     use_real = rng.uniform() < config.real
-    image = int(rng.integers(len(source.images))) if len(source.images) and use_real else -1
+    t2_like = bool(rng.uniform() < config.t2_like)
+    scans = [n for n, name in enumerate(source.contrasts) if name == "T2w" or not t2_like]
+    image = scans[rng.integers(len(scans))] if scans and use_real else -1
     extra = len(source.tissues) + np.arange(head.N_CLASSES)
     tissues = np.concatenate(
         [source.tissues, [TISSUE_OF["csf"]], np.full(head.N_CLASSES - 1, TISSUE_OF["other"])]
     )
     means, spreads = draw_contrast(
-        config.contrast, tissues, np.concatenate([source.twins, extra]), rng
+        config.contrast, tissues, np.concatenate([source.twins, extra]), rng, t2_like
     )
     noise = torch.randn(
         (2, *shape), generator=torch.Generator().manual_seed(int(rng.integers(2**62)))
