@@ -1,6 +1,6 @@
 """Synthetic images per second at 128^3: the generator against a plain affine-only sampling.
 
-    python benchmarks/generator.py [VOLUMES]
+python benchmarks/generator.py [VOLUMES]
 """
 
 import sys
