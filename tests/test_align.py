@@ -54,6 +54,12 @@ def t2w():
     return replace(part, image=replace(part.image, data=300 - 1.3 * part.image.data))
 
 
+def test_the_same_scans_give_the_same_alignment(t1w, t2w):
+    apart = moved(t2w, rigid((8, 0, 0), (6, 0, 0)))
+    first, again = (align(t1w, apart).transform for _ in range(2))
+    np.testing.assert_allclose(first, again, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("deg", "mm"),
     [
