@@ -13,22 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from bids_synthseg import nifti
-from bids_synthseg.anatomy.volume import Grid, Volume
+from bids_synthseg.anatomy.volume import Reorientation, Volume
 from bids_synthseg.phantom import phantom_image, phantom_labels
 from bids_synthseg.pipeline import Options, Segmenter
 from bids_synthseg.segmentation.labelling import label_volume
 from bids_synthseg.segmentation.predict import segment
-
-
-def turned(volume: Volume, axes: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
-    """The same image in another order of voxels: data and affine turn together."""
-    change = np.zeros((4, 4))
-    change[3, 3] = 1
-    for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
-        change[old, new] = -1 if flip else 1
-        change[old, 3] = volume.data.shape[old] - 1 if flip else 0
-    data = np.flip(volume.data.transpose(axes), [a for a in range(3) if flips[a]])
-    return Volume(np.ascontiguousarray(data), Grid(data.shape, volume.grid.affine @ change))
 
 
 def main(arguments: list[str]) -> None:
@@ -45,12 +34,13 @@ def main(arguments: list[str]) -> None:
         result = segment(volume, segmenter.model, segmenter.locator, mirror=False)
         return label_volume(result.field, volume.grid).aseg
 
-    expected = Volume(labels(scan), scan.grid)
+    expected = labels(scan)
     agreement = []
     for axes, flips in product(permutations(range(3)), product((False, True), repeat=3)):
-        found = labels(turned(scan, axes, flips))
-        agreement.append(float((found == turned(expected, axes, flips).data).mean()))
-    print(f"48 orientations of {Path(name).name}, {len(np.unique(expected.data)) - 1} labels")
+        turn = Reorientation(axes, flips)
+        found = labels(Volume(turn.apply(scan.data), scan.grid.reoriented(turn)))
+        agreement.append(float((turn.undo(found) == expected).mean()))
+    print(f"48 orientations of {Path(name).name}, {len(np.unique(expected)) - 1} labels")
     print("lowest agreement of voxels\tmean agreement")
     print(f"{min(agreement):.6f}\t{np.mean(agreement):.6f}")
 

@@ -1,6 +1,7 @@
 """What tests share: a BIDS tree from a dictionary, and a phantom brain of a few voxels."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def nifti(data: np.ndarray, affine: np.ndarray = OBLIQUE, sform: int = 1, qform:
     image.set_qform(affine, code=qform)
     image.set_sform(affine, code=sform)
     return image
+
+
+@pytest.fixture
+def package_log():
+    """Commands set up the log of the process; other tests want theirs back."""
+    package = logging.getLogger("bids_synthseg")
+    handlers, level = package.handlers, package.level
+    yield
+    package.handlers = handlers
+    package.setLevel(level)
 
 
 @pytest.fixture

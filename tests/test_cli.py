@@ -1,7 +1,6 @@
 """The command line: what is understood, what is refused with which exit code."""
 
 import json
-import logging
 import subprocess
 import sys
 import types
@@ -13,19 +12,11 @@ from bids_synthseg import __version__, cli, console
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import BadData, UsageProblem
 
+pytestmark = pytest.mark.usefixtures("package_log")
+
 
 def call(*arguments):
     return console.run(cli.command, console.spread([str(a) for a in arguments], cli.MANY))
-
-
-@pytest.fixture(autouse=True)
-def package_log():
-    """Commands set up the log of the process; other tests want theirs back."""
-    package = logging.getLogger("bids_synthseg")
-    handlers, level = package.handlers, package.level
-    yield
-    package.handlers = handlers
-    package.setLevel(level)
 
 
 @pytest.fixture

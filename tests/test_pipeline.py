@@ -25,6 +25,8 @@ from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
 from bids_synthseg.pipeline import Options, Segmenter, choose_device, run_session
 
+pytestmark = pytest.mark.usefixtures("package_log")
+
 TURN = Rotation.from_euler("xyz", [6, -9, 12], degrees=True).as_matrix()
 T1W_PLACE = grid((38, 42, 36), (1.7, 1.8, 1.9), TURN)
 T2W_PLACE = grid((34, 40, 28), (2.0, 1.9, 2.6), TURN)
@@ -34,16 +36,6 @@ OUTPUTS = [
     "desc-native_dseg.json", "desc-native_dseg.nii.gz",
 ]  # fmt: skip
 XFMS = [f"from-{a}_to-{b}_mode-image_xfm.txt" for a, b in (("T1w", "T2w"), ("T2w", "T1w"))]
-
-
-@pytest.fixture(autouse=True)
-def package_log():
-    """The command sets up the log of the process; other tests want theirs back."""
-    package = logging.getLogger("bids_synthseg")
-    handlers, level = package.handlers, package.level
-    yield
-    package.handlers = handlers
-    package.setLevel(level)
 
 
 def scan(place, gain=1.0):

@@ -16,9 +16,10 @@ from training_samples import (
     still,
 )
 
+from bids_synthseg.anatomy.volume import working_voxel_mm
 from bids_synthseg.learning.validation import UNTOUCHED
 from bids_synthseg.synthesis.deformation import DeformationConfig
-from bids_synthseg.synthesis.recipe import SynthesisConfig, draw, render, working_voxel_mm
+from bids_synthseg.synthesis.recipe import SynthesisConfig, draw, render
 
 SIDE = 24
 SHAPE = (SIDE, SIDE, SIDE)

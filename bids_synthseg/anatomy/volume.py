@@ -5,6 +5,7 @@ Voxel coordinates are continuous; integers are voxel centres, and the field of v
 voxel beyond the outermost centres.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations, product
@@ -134,15 +135,19 @@ class Grid:
             turned = cosines[:, axes] * np.where(flips, -1, 1)
             return round(np.trace(turned), 6), *turned.round(6).ravel()
 
-        axes, flips = max(choices, key=closeness)
-        x, y, z = (self.shape[axis] for axis in axes)
+        turn = Reorientation(*max(choices, key=closeness))
+        return self.reoriented(turn), turn
+
+    def reoriented(self, turn: Reorientation) -> "Grid":
+        """The grid of the same voxels after `turn.apply`: every voxel keeps its place."""
+        x, y, z = (self.shape[axis] for axis in turn.axes)
         shape = (x, y, z)
         change = np.zeros((4, 4))
         change[3, 3] = 1
-        for new, (old, flipped) in enumerate(zip(axes, flips, strict=True)):
+        for new, (old, flipped) in enumerate(zip(turn.axes, turn.flips, strict=True)):
             change[old, new] = -1 if flipped else 1
             change[old, 3] = shape[new] - 1 if flipped else 0
-        return Grid(shape, self.affine @ change), Reorientation(axes, flips)
+        return Grid(shape, self.affine @ change)
 
     def window(
         self, centre_voxel: np.ndarray, voxel_mm: float, shape: tuple[int, int, int]
@@ -173,6 +178,14 @@ class Volume:
         """The same voxels in the axis order closest to RAS+, and the way back."""
         grid, turn = self.grid.canonical()
         return Volume(turn.apply(self.data), grid), turn
+
+
+def working_voxel_mm(extent_mm: Sequence[float], shape: tuple[int, int, int], fill: float) -> float:
+    """Side in mm of the isotropic voxel with which a box (3,) fills `fill` of a grid.
+
+    Training and segmentation share this rule: it decides the scale on which a network sees brains.
+    """
+    return max(float(e) / (fill * n) for e, n in zip(extent_mm, shape, strict=True))
 
 
 def axis_weights(n_in: int, n_out: int, scale: float, offset: float) -> np.ndarray:

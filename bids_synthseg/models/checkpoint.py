@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -33,6 +34,11 @@ class Model:
     shape: tuple[int, int, int]
     fill: float
     record: dict = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights are, and its input must be."""
+        return next(self.network.parameters()).device
 
     @property
     def intensity(self) -> str:

@@ -80,9 +80,8 @@ def locate(scan: Volume, locator: Model) -> BrainBox:
     middle = (np.array(scan.grid.shape) - 1) / 2
     window = scan.grid.window(middle, voxel_mm, locator.shape)
     overview = resample(scan, window, fill=air_value(scan))
-    device = next(locator.network.parameters()).device
     with torch.inference_mode():
-        image = torch.from_numpy(overview.data).to(device)
+        image = torch.from_numpy(overview.data).to(locator.device)
         logits = locator.network(network_input(image, locator.intensity))
         brain = locator.head.probabilities(logits)[0, 1].cpu().numpy() > 0.5
     brain = largest_component(brain)

@@ -6,11 +6,10 @@ that the brain's box fills the same part of it as in training.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from bids_synthseg.anatomy.islands import largest_component
-from bids_synthseg.anatomy.volume import Volume, resample
+from bids_synthseg.anatomy.volume import Volume, resample, working_voxel_mm
 from bids_synthseg.models.checkpoint import Model
 from bids_synthseg.models.inputs import network_input
 from bids_synthseg.segmentation.field import GridField
@@ -75,7 +74,7 @@ def segment(scan: Volume, model: Model, locator: Model, mirror: bool = True) -> 
 
 def working_volume(scan: Volume, box: BrainBox, model: Model) -> Volume:
     """A canonical scan on the working grid of a box: the box fills `model.fill` of it."""
-    voxel_mm = float((box.extent_mm / (model.fill * np.array(model.shape))).max())
+    voxel_mm = working_voxel_mm(box.extent_mm, model.shape, model.fill)
     centre = scan.grid.to_voxel(box.centre_mm)
     window = scan.grid.window(centre, voxel_mm, model.shape)
     return resample(scan, window, fill=air_value(scan))
@@ -83,11 +82,10 @@ def working_volume(scan: Volume, box: BrainBox, model: Model) -> Volume:
 
 def posteriors_of(working: Volume, model: Model, mirrored: bool = False) -> GridField:
     """The network's answer; `mirrored`: what it says of the mirror image, mirrored back."""
-    device = next(model.network.parameters()).device
-    image = torch.from_numpy(working.data).to(device)
+    image = torch.from_numpy(working.data).to(model.device)
     with torch.inference_mode():
         if mirrored:
-            twins = torch.from_numpy(model.head.table.mirror_channels).to(device)
+            twins = torch.from_numpy(model.head.table.mirror_channels).to(model.device)
             data = _probabilities(image.flip(0), model).flip(1)[twins]
         else:
             data = _probabilities(image, model)

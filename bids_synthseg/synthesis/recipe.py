@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bids_synthseg.anatomy.volume import working_voxel_mm
 from bids_synthseg.synthesis import head
 from bids_synthseg.synthesis.acquisition import (
     AcquisitionConfig,
@@ -104,13 +105,6 @@ class Draw:
     head: HeadDraw
     acquisition: AcquisitionDraw
     noise: torch.Tensor
-
-
-def working_voxel_mm(
-    extent_mm: tuple[float, float, float], shape: tuple[int, int, int], fill: float
-) -> float:
-    """Side in mm of the isotropic voxel with which a box fills `fill` of a grid of `shape`."""
-    return max(float(e) / (fill * n) for e, n in zip(extent_mm, shape, strict=True))
 
 
 def draw(
