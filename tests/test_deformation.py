@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bids_synthseg.synthesis.deformation import (
     DeformationConfig,
@@ -54,6 +55,47 @@ def test_rotation_is_in_degrees():
         angle = np.rad2deg(np.arccos((np.trace(linear) - 1) / 2))
         np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-12)
         assert 0 < angle <= 3 * 15
+
+
+@pytest.mark.parametrize(("sharing", "correlation"), [(0.0, 0.0), (1.0, 1.0)])
+def test_axes_share_their_scale_as_asked(sharing, correlation):
+    config = DeformationConfig(
+        rotation_deg=0, scale=0.25, scale_sharing=sharing, shear=0, shift=0, warp=0
+    )
+    scales = np.array(
+        [np.diag(draw_affine(config, SHAPE, False, rng(seed)))[:3] for seed in range(400)]
+    )
+    # Up to 1.25 and down to its inverse, whatever is shared.
+    np.testing.assert_allclose([scales.min(), scales.max()], [0.8, 1.25], atol=0.005)
+    found = np.corrcoef(np.log(scales).T)[np.triu_indices(3, 1)]
+    np.testing.assert_allclose(found, correlation, atol=0.15)
+
+
+def test_shear_stays_in_its_range():
+    config = DeformationConfig(rotation_deg=0, scale=0, shear=0.03, shift=0, warp=0)
+    linear = np.array([draw_affine(config, SHAPE, False, rng(k))[:3, :3] for k in range(200)])
+    np.testing.assert_allclose(np.diagonal(linear, axis1=1, axis2=2), 1)
+    slants = linear[:, ~np.eye(3, dtype=bool)]
+    assert np.abs(slants).max() <= 0.03 and (np.ptp(slants, axis=0) > 0.055).all()
+
+
+def test_nodes_and_strength_of_the_warp():
+    config = DeformationConfig(warp=0.1, warp_nodes_min=4, warp_nodes=6)
+    drawn = [draw_velocity(config, (10, 20, 30), rng(seed)) for seed in range(300)]
+    assert {field.shape for field in drawn} == {(3, n, n, n) for n in (4, 5, 6)}
+    assert drawn[0].dtype == np.float32
+    # A tenth of the mean side, 20 voxels, is the largest SD; 192 values show it to a few percent.
+    deviations = [field.std() for field in drawn]
+    assert 1.9 < max(deviations) < 2.3 and min(deviations) < 0.05
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"scale_sharing": 1.5}, {"scale_sharing": -0.1}, {"warp_nodes_min": 1}, {"warp_nodes": 2}],
+)
+def test_ranges_that_make_no_sense(wrong):
+    with pytest.raises(ValueError, match="scale_sharing in"):
+        DeformationConfig(**wrong)
 
 
 def test_no_velocity_no_displacement():
@@ -116,3 +158,10 @@ def test_sample_linear_is_linear_inside_and_clamped_outside():
 def test_resize_keeps_corners():
     field = torch.tensor([0.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
     torch.testing.assert_close(resize(field, (5, 3, 3))[0, :, 1, 1], torch.arange(5.0))
+
+
+@pytest.mark.parametrize("nodes", [(4, 5, 3), (1, 2, 2), (20, 24, 16)])
+def test_resize_is_trilinear(nodes):
+    field = torch.randn((2, *nodes), generator=torch.Generator().manual_seed(4))
+    expected = F.interpolate(field[None], size=SHAPE, mode="trilinear", align_corners=True)[0]
+    torch.testing.assert_close(resize(field, SHAPE), expected, atol=1e-5, rtol=1e-5)

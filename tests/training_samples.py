@@ -7,11 +7,18 @@ import numpy as np
 import torch
 from conftest import RAS_OBLIQUE, nifti, write_tree
 
+from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.learning.config import TrainConfig
+from bids_synthseg.learning.maps import TrainingMap
+from bids_synthseg.learning.start import empty_state, stage_of
+from bids_synthseg.learning.states import State, restore_state, saved_step
 from bids_synthseg.learning.validation import UNTOUCHED
 from bids_synthseg.models.unet import NetworkConfig
+from bids_synthseg.synthesis import head
 from bids_synthseg.synthesis.contrast import TISSUE_OF
+from bids_synthseg.synthesis.parts import MOST
 from bids_synthseg.synthesis.recipe import Draw, SourceMap, SynthesisConfig, draw
+from bids_synthseg.synthesis.shape import ROLE_OF
 
 # Classes of `sphere`: background, left and right white matter, left and right cortex, CSF.
 BACKGROUND, LEFT_WHITE, RIGHT_WHITE, LEFT_CORTEX, RIGHT_CORTEX, FLUID = range(6)
@@ -42,6 +49,7 @@ def sphere(side: int = 24, scan: bool = False) -> SourceMap:
     outside = np.maximum(0, (radius - 0.8) * side / 2).round().astype(np.uint8)
     images = [classes / 10] if scan else np.zeros((0, 1, 1, 1))
     tissues = [TISSUE_OF[t] for t in ("background", "white", "white", "grey", "grey", "csf")]
+    roles = ("other", "white", "white", "cortex", "cortex", "csf")
     return SourceMap(
         classes=torch.from_numpy(classes),
         outside=torch.from_numpy(outside),
@@ -50,6 +58,9 @@ def sphere(side: int = 24, scan: bool = False) -> SourceMap:
         tissues=np.array(tissues),
         twins=np.array([0, 2, 1, 4, 3, 5]),
         surrounding=np.zeros(6, dtype=bool),
+        labels=np.array([0, 2, 41, 3, 42, 24]),
+        roles=np.array([ROLE_OF[r] for r in roles], dtype=np.int8),
+        thresholds=np.zeros((0, 5, MOST, MOST - 1), dtype=np.float32),
         has_csf=True,
         voxel_mm=(1.0, 1.0, 1.0),
         centre=((side - 1) / 2,) * 3,
@@ -57,11 +68,19 @@ def sphere(side: int = 24, scan: bool = False) -> SourceMap:
     )
 
 
+def ball_map(name: str = "sub-01", dataset: str = "set", scan: bool = False) -> TrainingMap:
+    """`sphere` with its labels; what the head paints is background, but for its fluid."""
+    table = LabelTable.default()
+    ids = [0, 2, 41, 3, 42, 24, *[0] * head.N_CLASSES]
+    ids[6 + head.CSF] = 24
+    sets = np.array([table.ids == one for one in ids])
+    return TrainingMap(name, name, dataset, sphere(scan=scan), sets)
+
+
 def still(source: SourceMap, shape: tuple[int, int, int], **changes: object) -> Draw:
     """A draw with every effect off and intensity = class number / 10, on the source's own grid
     where `shape` is that grid's."""
-    fill = max(source.extent_mm) / max(shape)
-    drawn = draw(source, UNTOUCHED, shape, fill, np.random.default_rng(0))
+    drawn = draw(source, UNTOUCHED, shape, source.voxel_mm[0], np.random.default_rng(0))
     means = np.arange(len(drawn.means), dtype=np.float32) / 10
     painted = {"means": means, "spreads": np.zeros_like(means), "image": -1}
     return replace(drawn, **{**painted, **changes})
@@ -88,3 +107,16 @@ def tiny_config(**changes: object) -> TrainConfig:
         synthesis=SynthesisConfig(),
     )
     return replace(base, **changes)
+
+
+def trained(out: Path, config: TrainConfig) -> tuple[State, list[torch.Tensor]]:
+    """The state of a run's checkpoint, and all its tensors: weights, average, Adam's memory."""
+    state = empty_state(stage_of(config, saved_step(out)), torch.device("cpu"))
+    restore_state(out, state)
+    memory = state.optimiser.state_dict()["state"]
+    tensors = [
+        *state.network.state_dict().values(),
+        *state.average.state_dict().values(),
+        *(value for one in memory.values() for value in one.values()),
+    ]
+    return state, tensors

@@ -16,6 +16,9 @@ import numpy as np
 
 from bids_synthseg.errors import BadData
 
+CSF_ID = 24
+"""Label of the fluid around the brain."""
+
 SIDES = ("left", "right", "midline")
 
 

@@ -11,7 +11,6 @@ from functools import cached_property
 from itertools import permutations, product
 
 import numpy as np
-from scipy import ndimage
 
 # Affines come from float32 headers: positions that differ by less than this many voxels are equal.
 _POSITION_TOLERANCE = 1e-3
@@ -264,6 +263,8 @@ def _resample_oblique(
     data: np.ndarray, source: Grid, target: Grid, order: int, fill: float
 ) -> np.ndarray:
     """`resample` for any two grids, in one pass of scipy."""
+    from scipy import ndimage  # here: training works without it
+
     matrix = source._inverse @ target.affine
     if order == 1:
         # Variance of the triangle that `axis_weights` stands for; row norms are the target's step.

@@ -15,16 +15,23 @@ INTEGRATION_STEPS = 5
 
 @dataclass(frozen=True)
 class DeformationConfig:
-    """Ranges: rotations in degrees; scale up to 1 + `scale` or its inverse, mostly shared by the
-    axes; shear; shift as a fraction of the grid; warp as the largest SD of the velocity in
-    fractions of the grid's mean side."""
+    """Ranges: rotations in degrees; scale up to 1 + `scale` or its inverse, of which the part
+    `scale_sharing` is common to all axes; shear; shift as a fraction of the grid; warp as the
+    largest SD of the velocity in fractions of the grid's mean side, on `warp_nodes_min` to
+    `warp_nodes` nodes per axis."""
 
     rotation_deg: float = 15.0
     scale: float = 0.15
+    scale_sharing: float = 0.7
     shear: float = 0.05
     shift: float = 0.05
     warp: float = 0.03
+    warp_nodes_min: int = 3
     warp_nodes: int = 7
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale_sharing <= 1 or not 2 <= self.warp_nodes_min <= self.warp_nodes:
+            raise ValueError("scale_sharing in 0..1; 2 <= warp_nodes_min <= warp_nodes")
 
 
 def draw_affine(
@@ -44,7 +51,8 @@ def draw_affine(
         linear = linear @ rotation
     shear = np.eye(3)
     shear[~np.eye(3, dtype=bool)] = rng.uniform(-1, 1, 6) * config.shear
-    spread = 0.7 * rng.uniform(-1, 1) + 0.3 * rng.uniform(-1, 1, 3)
+    common = config.scale_sharing
+    spread = common * rng.uniform(-1, 1) + (1 - common) * rng.uniform(-1, 1, 3)
     scale = (1 + config.scale) ** spread
     linear = linear @ shear @ np.diag(scale)
     if flip:
@@ -62,7 +70,7 @@ def draw_velocity(
 ) -> np.ndarray:
     """(3, n, n, n) float32 velocity at nodes spread evenly over the grid, in output voxels."""
     strength = rng.uniform(0, config.warp) * float(np.mean(shape))
-    nodes = int(rng.integers(3, config.warp_nodes + 1))
+    nodes = int(rng.integers(config.warp_nodes_min, config.warp_nodes + 1))
     return (strength * rng.standard_normal((3, nodes, nodes, nodes))).astype(np.float32)
 
 
@@ -74,7 +82,15 @@ def identity_grid(shape: tuple[int, ...], device: torch.device | str = "cpu") ->
 
 def resize(field: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """(C, x, y, z) -> (C, *shape), trilinear, corner nodes on corner voxels."""
-    return F.interpolate(field[None], size=shape, mode="trilinear", align_corners=True)[0]
+    # Axis by axis: a small matrix each is several times faster than interpolating in one go.
+    x, y, z = (
+        F.interpolate(
+            torch.eye(m, device=field.device)[None], size=n, mode="linear", align_corners=True
+        )[0].T
+        for m, n in zip(field.shape[1:], shape, strict=True)
+    )
+    field = y @ (field @ z.T)
+    return (x @ field.flatten(2)).reshape(len(field), *shape)
 
 
 def sample_linear(field: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
