@@ -1,6 +1,7 @@
 """Model files: what is written comes back; what is broken is named with its cure."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,18 @@ def test_round_trip(model, stored):
         assert torch.equal(read.network(image), model.network(image))
 
 
+def test_a_fixed_grid_is_kept(model, stored):
+    assert load_model(stored).voxel_mm == 0
+    save_model(stored, replace(model, voxel_mm=0.8))
+    assert load_model(stored).voxel_mm == 0.8
+
+
+def test_a_file_from_before_fixed_grids(model, stored):
+    described(stored, lambda description: description.pop("voxel_mm"))
+    read = load_model(stored)
+    assert (read.voxel_mm, read.shape, read.fill) == (0.0, model.shape, model.fill)
+
+
 def test_saving_replaces_in_one_step(model, stored):
     with torch.no_grad():
         model.network.heads[0].bias += 1
@@ -95,8 +108,19 @@ def test_weights_of_another_program(stored, metadata):
         lambda d: d.update(head="joint"),
         lambda d: d["network"].update(norm="spectral"),
         lambda d: d.pop("record"),
+        lambda d: d.update(voxel_mm="small"),
     ],
-    ids=["width", "depth", "new key", "no labels", "label lost", "head", "norm", "no record"],
+    ids=[
+        "width",
+        "depth",
+        "new key",
+        "no labels",
+        "label lost",
+        "head",
+        "norm",
+        "no record",
+        "voxel",
+    ],
 )
 def test_description_that_does_not_fit(stored, change):
     described(stored, change)

@@ -104,6 +104,38 @@ def test_the_working_grid_is_filled_by_the_box():
     np.testing.assert_allclose(turned, TURN, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("extent_mm", "shape"),
+    [
+        # 0.85 of 48 x 64 x 48 voxels of 2 mm is 81.6 x 108.8 x 81.6 mm: up to this the model's own.
+        ((51.0, 40.0, 30.0), (48, 64, 48)),
+        ((81.0, 108.0, 81.0), (48, 64, 48)),
+        # 120 mm take 70.6 voxels, and with them a multiple of 16 that five levels can halve.
+        ((51.0, 120.0, 30.0), (48, 80, 48)),
+        ((90.0, 40.0, 110.0), (64, 64, 80)),
+    ],
+)
+def test_a_fixed_grid_has_its_voxels_and_holds_the_box(extent_mm, shape):
+    place = grid((30, 34, 20), (2.2, 2.1, 3.4), TURN)
+    box = BrainBox(place.centre_mm + 3, np.array(extent_mm))
+    model = replace(reader((48, 64, 48), 0.85), voxel_mm=2.0)
+    working = working_volume(head(place)[1], box, model)
+    assert working.data.shape == working.grid.shape == shape
+    np.testing.assert_allclose(working.grid.voxel_size_mm, 2.0)
+    np.testing.assert_allclose(working.grid.centre_mm, box.centre_mm)
+
+
+def test_a_model_of_a_fixed_grid_segments(oblique):
+    labels, image = oblique
+    model = replace(reader(), voxel_mm=1.6)
+    result = segment(image, model, locator())
+    np.testing.assert_allclose(result.field.grid.voxel_size_mm, 1.6)
+    found = labels_on(result.field, image.grid)
+    inner = interior(labels.data)
+    np.testing.assert_array_equal(found[inner], labels.data[inner])
+    assert result.passes == 1 and result.warnings == ()
+
+
 def wrong_box(monkeypatch, factor, shift_mm=0.0, found=True):
     def locate(scan, locator):
         return BrainBox(scan.grid.centre_mm + shift_mm, 2 * RADII_MM * factor, found)

@@ -1,10 +1,10 @@
-"""The network: shapes, refused architectures, and growth that at first changes nothing."""
+"""The network: shapes, refused architectures, growth that at first changes nothing, its inverse."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from bids_synthseg.models.unet import NetworkConfig, UNet, grow, upsample
+from bids_synthseg.models.unet import NetworkConfig, Pyramid, UNet, grow, shrink, upsample
 
 COARSE = NetworkConfig(features=(6, 8), channels_in=2, channels_out=3, convs=(1, 2))
 FINE = NetworkConfig(features=(4, 6, 8), channels_in=2, channels_out=3, convs=(2, 1, 2))
@@ -99,3 +99,44 @@ def test_a_grown_level_learns():
         assert f"{name}.weight" in changed, name
     grown_input = fine.state_dict()["encoders.1.0.weight"][:, 2:]
     assert grown_input.abs().max() > 0
+
+
+def test_the_pyramid_answers_on_every_grid():
+    net, picture = network(FINE), image(16, 8, 24)
+    with torch.no_grad():
+        answers = net.pyramid(picture)
+        assert torch.equal(answers[0], net(picture))
+        called = Pyramid(net)(picture)
+    assert [tuple(a.shape[2:]) for a in answers] == [(16, 8, 24), (8, 4, 12), (4, 2, 6)]
+    assert all(torch.equal(a, b) for a, b in zip(answers, called, strict=True))
+
+
+def test_each_answer_adds_to_the_upsampled_one_below():
+    net, picture = network(FINE), image(16, 8, 24)
+    with torch.no_grad():
+        net.heads[0].weight.zero_()
+        net.heads[0].bias.fill_(0.25)
+        finest, below, _ = net.pyramid(picture)
+    torch.testing.assert_close(finest, upsample(below) + 0.25)
+
+
+def test_shrinking_undoes_growing():
+    coarse = network(COARSE)
+    back = shrink(grow(coarse, 4, 2))
+    assert back.config == COARSE
+    state = back.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in coarse.state_dict().items())
+
+
+def test_a_shrunk_network_has_weights_of_its_own():
+    fine = network(FINE)
+    coarse = shrink(fine)
+    before = fine.state_dict()["heads.1.bias"].clone()
+    with torch.no_grad():
+        coarse.heads[0].bias += 1
+    assert torch.equal(fine.state_dict()["heads.1.bias"], before)
+
+
+def test_one_level_cannot_shrink():
+    with pytest.raises(ValueError, match="one level"):
+        shrink(network(NetworkConfig((4,), 2, 3, (1,))))

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import BadData, InputMissing
@@ -25,8 +23,9 @@ METADATA_KEY = "bids_synthseg"
 class Model:
     """A network with all that is needed to use it.
 
-    `shape` is the working grid in voxels and `fill` the fraction of it that the brain's box takes;
-    `record` tells how it was trained (anything JSON can hold).
+    `shape` is the working grid in voxels, `voxel_mm` their side, or 0 where the brain decides: its
+    box then takes the fraction `fill` of the grid. `record` tells how it was trained (anything
+    JSON can hold).
     """
 
     network: UNet
@@ -34,6 +33,7 @@ class Model:
     shape: tuple[int, int, int]
     fill: float
     record: dict = field(default_factory=dict)
+    voxel_mm: float = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -54,8 +54,11 @@ def save_model(path: Path, model: Model) -> None:
         "head": model.head.kind,
         "shape": list(model.shape),
         "fill": model.fill,
+        "voxel_mm": model.voxel_mm,
         "record": model.record,
     }
+    from safetensors.torch import save  # here: the training core must load without it
+
     tensors = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
     with atomic_file(path) as stream:
         stream.write(save(tensors, metadata={METADATA_KEY: json.dumps(description)}))
@@ -66,6 +69,8 @@ def load_model(path: Path) -> Model:
 
     Raises InputMissing, or BadData for a file that is truncated, foreign or contradicts itself.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise InputMissing(f"{path}: no such weights file; check --model")
     try:
@@ -86,7 +91,10 @@ def load_model(path: Path) -> Model:
             raise ValueError(f"{network.config.channels_out} channels for {head.n_channels}")
         network.load_state_dict(state)
         shape = tuple(int(n) for n in description["shape"])
-        return Model(network, head, shape, float(description["fill"]), description["record"])
+        # Files of before fixed grids were known have none.
+        voxel_mm = float(description.get("voxel_mm", 0.0))
+        fill = float(description["fill"])
+        return Model(network, head, shape, fill, description["record"], voxel_mm)
     except (KeyError, ValueError, TypeError, RuntimeError) as problem:
         reason = " ".join(str(problem).split())[:200]
         raise BadData(

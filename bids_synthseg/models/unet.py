@@ -3,8 +3,9 @@
 Each encoder level receives the average-pooled input beside the pooled features of the level above;
 each decoder level adds its own logits to the upsampled logits of the level below, as a Laplacian
 pyramid does. A trained network can therefore `grow` a finer level that at first changes nothing,
-so that training starts on a coarse grid, where steps are cheap, and moves on without a plateau.
-Skip connections add instead of concatenating: half the multiplications of the costly fine levels.
+so that training starts on a coarse grid, where steps are cheap, and moves on without a plateau; and
+it can `shrink` by one. Skip connections add instead of concatenating: half the multiplications of
+the costly fine levels.
 """
 
 from dataclasses import dataclass, replace
@@ -101,6 +102,13 @@ class UNet(nn.Module):
                 self.decoders.append(_block(config, width, width, 1))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.pyramid(image)[0]
+
+    def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """The answer on every level's grid, finest first: (B, channels_out, X / 2^l, ...) logits.
+
+        The first is that of `forward`; each of the others is what the level above adds to.
+        """
         skips = []
         pooled = None
         for encoder in self.encoders:
@@ -113,17 +121,31 @@ class UNet(nn.Module):
             if len(skips) < len(self.encoders):
                 pooled = F.max_pool3d(skips[-1], 2)
         features = skips[-1]
-        logits = self.heads[-1](features)
+        answers = [self.heads[-1](features)]
         for level in range(len(self.decoders) - 1, -1, -1):
             raised = F.interpolate(self.laterals[level](features), scale_factor=2, mode="nearest")
             features = self.decoders[level](skips[level] + raised)
-            logits = self.heads[level](features) + upsample(logits)
-        return logits
+            answers.insert(0, self.heads[level](features) + upsample(answers[0]))
+        return answers
 
     def by_level(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters of the finest level, and those of all others."""
         named = [(name.split(".")[1] == "0", value) for name, value in self.named_parameters()]
         return [v for finest, v in named if finest], [v for finest, v in named if not finest]
+
+
+class Pyramid(nn.Module):
+    """A network that answers on every level when it is called.
+
+    For training: DistributedDataParallel and torch.compile see no other method than `forward`.
+    """
+
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return self.network.pyramid(image)
 
 
 def upsample(logits: torch.Tensor) -> torch.Tensor:
@@ -154,3 +176,23 @@ def grow(coarse: UNet, features: int, convs: int) -> UNet:
         state[name] = torch.zeros_like(state[name])
     fine.load_state_dict(state)
     return fine
+
+
+def shrink(fine: UNet) -> UNet:
+    """The same network without its finest level: what `grow` grew from.
+
+    Of the next level's weights, those for the features of the lost level are left out. Raises
+    ValueError where there is but one level.
+    """
+    config = fine.config
+    if len(config.features) == 1:
+        raise ValueError("a network of one level has none to lose")
+    coarse = UNet(replace(config, features=config.features[1:], convs=config.convs[1:]))
+    given = fine.state_dict()
+    state = {}
+    for name, value in coarse.state_dict().items():
+        room, level, rest = name.split(".", 2)
+        weights = given[f"{room}.{int(level) + 1}.{rest}"]
+        state[name] = weights if weights.shape == value.shape else weights[:, : value.shape[1]]
+    coarse.load_state_dict(state)
+    return coarse

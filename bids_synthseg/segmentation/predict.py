@@ -4,11 +4,14 @@ The working grid runs along the scan's own axes (in canonical order), is isotrop
 that the brain's box fills the same part of it as in training.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 
+from bids_synthseg.anatomy.extent import without_far_fluid
 from bids_synthseg.anatomy.islands import largest_component
+from bids_synthseg.anatomy.labels import CSF_ID
 from bids_synthseg.anatomy.volume import Volume, resample, working_voxel_mm
 from bids_synthseg.models.checkpoint import Model
 from bids_synthseg.models.inputs import network_input
@@ -19,6 +22,9 @@ BOX_TOLERANCE = 0.06
 """The segmentation's own box may differ from the one it was made in by this fraction."""
 
 MAX_PASSES = 4
+
+LARGEST_GRID = 1.5
+"""A grid of fixed voxels may have this many times the sides of the model's own."""
 
 GROWTH = 1.1
 """How much larger to look than the box of a brain that may be cut off."""
@@ -73,10 +79,22 @@ def segment(scan: Volume, model: Model, locator: Model, mirror: bool = True) -> 
 
 
 def working_volume(scan: Volume, box: BrainBox, model: Model) -> Volume:
-    """A canonical scan on the working grid of a box: the box fills `model.fill` of it."""
-    voxel_mm = working_voxel_mm(box.extent_mm, model.shape, model.fill)
+    """A canonical scan on the working grid of a box.
+
+    The box fills `model.fill` of it; a model of a fixed voxel size gets a larger grid where its own
+    would cut the box, and larger voxels where that would take more memory than it is worth.
+    """
+    fitting_mm = working_voxel_mm(box.extent_mm, model.shape, model.fill)
+    voxel_mm, shape = fitting_mm, model.shape
+    if model.voxel_mm:
+        voxel_mm = max(model.voxel_mm, fitting_mm / LARGEST_GRID)
+        step = model.network.config.divisor
+        needed = box.extent_mm / voxel_mm / model.fill
+        shape = tuple(
+            max(n, step * math.ceil(m / step)) for n, m in zip(shape, needed, strict=True)
+        )
     centre = scan.grid.to_voxel(box.centre_mm)
-    window = scan.grid.window(centre, voxel_mm, model.shape)
+    window = scan.grid.window(centre, voxel_mm, shape)
     return resample(scan, window, fill=air_value(scan))
 
 
@@ -101,4 +119,5 @@ def _probabilities(image: torch.Tensor, model: Model) -> torch.Tensor:
 
 def brain_box(field: GridField) -> BrainBox | None:
     """The box of the largest piece of brain in a field; None where there is none."""
-    return box_of(largest_component(field.brain), field.grid)
+    fluid = field.table.ids[field.data.argmax(0).cpu().numpy()] == CSF_ID
+    return box_of(largest_component(without_far_fluid(field.brain, fluid)), field.grid)
