@@ -7,7 +7,6 @@ lie under derivatives/reference.
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.volume import Grid, Volume
 from bids_synthseg.bids.tables import format_table, label_table_text
 from bids_synthseg.errors import CannotCreate, UsageProblem
-from bids_synthseg.nifti import Image, write_image
+from bids_synthseg.nifti import Image, new_image, write_image
 from bids_synthseg.phantom import CONTRASTS, SHAPE, phantom_image, phantom_labels
 from bids_synthseg.storage import write_json, write_text
 
@@ -58,13 +57,13 @@ def write_demo(
     rng = np.random.default_rng(seed)
     labels = phantom_labels(shape, voxel_mm, rng)
     for contrast in CONTRASTS:
-        image = _image(phantom_image(labels, contrast, rng), adult.header)
+        image = new_image(phantom_image(labels, contrast, rng), Path(NAME))
         _write(folder / "sub-infant" / "anat" / f"sub-infant_{contrast}.nii.gz", image)
     reference = folder / "derivatives" / "reference"
     write_json(reference / "dataset_description.json", _description("derivative"))
     write_text(reference / "dseg.tsv", label_table_text(LabelTable.default()))
     path = reference / "sub-infant" / "anat" / "sub-infant_dseg.nii.gz"
-    _write(path, _image(labels, adult.header))
+    _write(path, new_image(labels, Path(NAME)))
     return folder
 
 
@@ -79,17 +78,7 @@ def mni152() -> Image:
     template = load_mni152_template(resolution=1)
     data = np.asarray(template.dataobj, dtype=np.float32)
     data *= 1000.0 / data.max()
-    return _image(Volume(data, Grid(data.shape, template.affine)), template.header)
-
-
-def _image(volume: Volume, header: Any) -> Image:
-    """The volume with a header of its own; `header` only lends its type."""
-    header = header.copy()
-    header.set_data_shape(volume.data.shape)
-    header.set_qform(volume.grid.affine, code=1)
-    header.set_sform(volume.grid.affine, code=1)
-    header.set_xyzt_units("mm")
-    return Image(volume, header, Path(NAME))
+    return new_image(Volume(data, Grid(data.shape, template.affine)), Path(NAME))
 
 
 def _write(path: Path, image: Image) -> None:

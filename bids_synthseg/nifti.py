@@ -73,12 +73,23 @@ def read_scan(path: Path) -> Image:
 def read_labels(path: Path) -> Image:
     """Read a label map as int32. Raises InputMissing, or BadData as `read_scan` and where a value
     is not a whole number."""
-    # float64: float32 cannot hold every id of a large parcellation.
-    data, grid, header, warnings = _read(path, np.float64)
-    labels = np.nan_to_num(data).round().astype(np.int32)
-    if not np.array_equal(labels, data):
+    # Not as float32: that cannot hold every id of a large parcellation.
+    data, grid, header, warnings = _read(path, None)
+    with np.errstate(invalid="ignore"):  # NaN is found by the comparison
+        labels = data.astype(np.int32)
+    if not np.can_cast(data.dtype, np.int32) and not np.array_equal(labels, data):
         raise BadData(f"{path}: values are not whole numbers; give a label map, not an image")
     return Image(Volume(labels, grid), header, path, tuple(warnings))
+
+
+def new_image(volume: Volume, path: Path) -> Image:
+    """A volume with a header of its own, in mm and placed by its grid, for `write_image`."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(volume.data.shape)
+    header.set_qform(volume.grid.affine, code=1)
+    header.set_sform(volume.grid.affine, code=1)
+    header.set_xyzt_units("mm")
+    return Image(volume, header, path)
 
 
 def write_image(
@@ -118,8 +129,9 @@ def write_image(
             image.to_stream(packed)
 
 
-def _read(path: Path, dtype: type) -> tuple[np.ndarray, Grid, nib.Nifti1Header, list[str]]:
-    """Data (X, Y, Z), grid in mm, header and warnings."""
+def _read(path: Path, dtype: type | None) -> tuple[np.ndarray, Grid, nib.Nifti1Header, list[str]]:
+    """Data (X, Y, Z), grid in mm, header and warnings. Without a dtype the numbers are as they
+    stand in the file, but in float64 where the header has them scaled."""
     _check_file(path)
     try:
         image = nib.load(path)
@@ -129,7 +141,10 @@ def _read(path: Path, dtype: type) -> tuple[np.ndarray, Grid, nib.Nifti1Header, 
         header = image.header.copy()
         grid, warnings = _check_geometry(path, header, image.affine, shape)
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and reported as such
-            data = image.get_fdata(dtype=dtype, caching="unchanged")
+            if dtype is None:
+                data = np.asanyarray(image.dataobj)
+            else:
+                data = image.get_fdata(dtype=dtype, caching="unchanged")
     except MemoryError as error:
         raise BadData(f"{path}: too large for the memory; its header may be damaged") from error
     except _UNREADABLE as error:

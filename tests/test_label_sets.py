@@ -10,12 +10,15 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import BadData, InputMissing
 from bids_synthseg.learning.label_sets import (
     SourceLabel,
+    class_labels,
     read_source_labels,
+    shape_roles,
     target_sets,
     tissue_classes,
     twin_classes,
 )
 from bids_synthseg.synthesis.contrast import TISSUE_OF
+from bids_synthseg.synthesis.shape import ROLE_OF
 
 TABLE = LabelTable.default()
 SCHEMES = sorted((files("bids_synthseg") / "data" / "schemes").glob("*.tsv"))
@@ -34,6 +37,26 @@ def read(tmp_path, text: str, encoding: str = "utf-8") -> tuple[SourceLabel, ...
 def test_own_column_is_used(tmp_path):
     found = read(tmp_path, "index\tname\tmodel_labels\n7\tDeep\t10 49\n3\tFluid\t24\n")
     assert found == (label(0, "Background", 0), label(3, "Fluid", 24), label(7, "Deep", 10, 49))
+
+
+@pytest.mark.parametrize(
+    ("cell", "ids"),
+    [
+        ("10 49", {10, 49}),
+        ("10, 49", {10, 49}),
+        ("10;49 24", {10, 24, 49}),
+        ("Left-Thalamus", {10}),
+        ("left_thalamus 49", {10, 49}),
+        ("thalamus", {10, 49}),
+        ("cerebral white matter", {2, 41}),
+        ("Lateral Ventricle, third ventricle", {4, 14, 43}),
+        ("cerebral-white-matter corpus-callosum", {2, 41, 1004, 2004}),
+        ("CSF", {24}),
+        ("0 CSF", {0, 24}),
+    ],
+)
+def test_meanings_may_be_ids_or_names(tmp_path, cell, ids):
+    assert read(tmp_path, f"index\tname\tmodel_labels\n7\tOne\t{cell}\n")[1].labels == ids
 
 
 def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
@@ -74,6 +97,8 @@ def test_part_of_a_scheme_is_recognised(tmp_path):
         ("index\tname\tmodel_labels\n1\tA\t24\n1\tB\t2 41\n", "stands twice"),
         ("index\tname\tmodel_labels\n-1\tA\t24\n", "negative"),
         ("index\tname\tmodel_labels\n1\tA\t24 99\n", "label 1: model_labels '24 99'"),
+        ("index\tname\tmodel_labels\n1\tA\t24,\n", "label 1: model_labels '24,'"),
+        ("index\tname\tmodel_labels\n1\tA\tLeft-Thalmus\n", "label 1: .*'Left-Thalmus'"),
         ("index\tname\tmodel_labels\n1\tA\tn/a\n", "label 1: model_labels 'n/a'"),
         ("index\tname\tmodel_labels\n1\tA\n", "label 1: model_labels ''"),
     ],
@@ -153,3 +178,37 @@ def test_only_a_class_known_by_its_own_id_is_narrowed():
     labels = (label(0, "Background", 0), label(1, "CSF", 14, 24), label(24, "Outer", 24))
     sets = target_sets(labels, np.array([10, 10, 10]), TABLE)
     assert set(TABLE.ids[sets[1]]) == {14, 24}
+
+
+def test_the_label_that_stands_for_a_class():
+    standing = {
+        label(0, "Background", 0, 24): 0,
+        label(8, "Cerebellum", 8, 172): 8,
+        label(21, "White-Matter-B", 2, 1004): 21,  # a component, with priors of its own
+        label(1, "CSF", 14, 15, 24): 24,
+        label(72, "5th-Ventricle", 4, 14, 24, 43): 4,
+        label(5, "Deep", 10, 11, 49): 10,
+        label(30, "Vessel", 0, 2, 24): 0,  # what may be background has no priors
+        label(506, "Skull", 0): 0,
+        label(2, "Cortex", 3, 42): 3,  # ids of a scheme of its own mean nothing here
+    }
+    assert class_labels(tuple(standing)).tolist() == list(standing.values())
+
+
+def test_roles_in_changes_of_shape():
+    roles = {
+        label(0, "Background", 0, 24): "other",
+        label(4, "Lateral", 4): "ventricle",
+        label(5, "Ventricles", 4, 14, 15, 43): "ventricle",
+        label(14, "Third", 14): "other",
+        label(3, "Cortex", 3, 17, 18, 42, 53, 54): "cortex",
+        label(17, "Hippocampus", 17): "other",
+        label(2, "White", 2, 1004): "white",
+        label(1004, "Callosum", 1004, 2004): "other",
+        label(6, "Grey-and-white", 2, 3): "other",
+        label(1, "CSF", 14, 15, 24): "csf",
+        label(72, "5th-Ventricle", 4, 24): "other",
+    }
+    found = shape_roles(tuple(roles), TABLE)
+    assert found.dtype == np.int8
+    assert found.tolist() == [ROLE_OF[role] for role in roles.values()]

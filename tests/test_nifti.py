@@ -168,6 +168,38 @@ def test_labels_are_exact_whole_numbers(tmp_path):
     check_one_line(saved(tmp_path, nifti(RAMP + 0.5)), BadData, "whole numbers", read=read_labels)
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int16", ">i2", "int32", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("name", ["labels.nii", "labels.nii.gz"])
+def test_labels_of_any_type_are_int32(tmp_path, kind, name):
+    ids = np.arange(0, 120).reshape(4, 5, 6)
+    image = nifti(ids.astype(kind)) if kind != ">i2" else big_endian(ids.astype(np.int16))
+    found = read_labels(saved(tmp_path, image, name)).volume.data
+    assert found.dtype == np.int32 and found.dtype.isnative
+    np.testing.assert_array_equal(found, ids)
+
+
+def big_endian(data):
+    return nib.Nifti1Image(data, OBLIQUE, nib.Nifti1Header(endianness=">"))
+
+
+def test_scaled_labels(tmp_path):
+    path = saved(tmp_path, nifti(np.arange(120, dtype=np.int16).reshape(4, 5, 6)), "scaled.nii")
+    raw = bytearray(path.read_bytes())
+    raw[112:120] = np.array([2, 1], dtype="<f4").tobytes()  # scl_slope, scl_inter
+    path.write_bytes(raw)
+    np.testing.assert_array_equal(
+        read_labels(path).volume.data, 2 * np.arange(120).reshape(4, 5, 6) + 1
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5, 2.0**31])
+def test_labels_that_are_no_int32_are_refused(tmp_path, value):
+    ids = np.zeros((4, 5, 6))
+    ids[1, 2, 3] = value
+    path = saved(tmp_path, nifti(ids))
+    check_one_line(path, BadData, "not whole numbers", read=read_labels)
+
+
 ORIENTATIONS = [
     np.vstack([np.c_[np.diag(signs)[:, list(axes)], [1.5, -2.25, 3.1]], [0, 0, 0, 1]])
     for axes, signs in product(permutations(range(3)), product((0.9, -0.8), repeat=3))

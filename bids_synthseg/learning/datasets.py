@@ -1,217 +1,270 @@
-"""Label maps to train on: read from BIDS, brought to canonical orientation, cropped, boxed."""
+"""Label maps to train on, from BIDS folders and packs: what is there, wanted, and wrong.
 
+Every fault of every data set is found before anything is trained, and told together.
+"""
+
+import csv
+import json
+import logging
+import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from scipy import ndimage
 
-from bids_synthseg import nifti
-from bids_synthseg.anatomy.islands import largest_component
-from bids_synthseg.anatomy.labels import Label, LabelTable
-from bids_synthseg.anatomy.volume import Volume
-from bids_synthseg.errors import BadData, InputMissing
-from bids_synthseg.learning.label_sets import (
-    SourceLabel,
-    read_source_labels,
-    target_sets,
-    tissue_classes,
-    twin_classes,
-)
-from bids_synthseg.synthesis import head
-from bids_synthseg.synthesis.recipe import SourceMap
+from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.errors import AppError, BadData, InputMissing, NothingSelected, UsageProblem
+from bids_synthseg.learning.clusters import intensity_thresholds
+from bids_synthseg.learning.label_sets import read_source_labels, twin_classes
+from bids_synthseg.learning.maps import TrainingMap
+from bids_synthseg.learning.pack import read_pack
 
-SURROUNDINGS = 0.35
-"""Margin kept around the brain, as a fraction of its box."""
+log = logging.getLogger(__name__)
 
-CSF_ID = 24
-"""Model label of the fluid around the brain, which `head` paints where a map has none."""
+PROBLEMS_SHOWN = 10
+MOST_THREADS = 4
+"""Reading a map of a whole head takes some 400 MB for a moment."""
 
-CSF_FRACTION = 1 / 50
-"""A map has CSF of its own if it takes this fraction of the labelled voxels."""
-
-BRAIN_TABLE = LabelTable(
-    (
-        Label(0, "Background", "BG", "#000000", 0, "background", "midline", 0, 0),
-        Label(1, "Brain", "BRAIN", "#cd3e4e", 1, "brain", "midline", 1, 1),
-    )
-)
-"""What a locator tells apart."""
+SAME_VOXEL = 1.05
+"""Voxel sizes within this factor of each other are the same."""
 
 
-@dataclass(frozen=True)
-class TrainingMap:
-    """A label map with what its classes mean: `sets` (K + head classes, C) bool."""
+def load_maps(
+    folders: Sequence[Path],
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
+    with_clusters: bool = False,
+) -> tuple[list[TrainingMap], LabelTable]:
+    """The maps of all data sets, and the label table they are expressed in.
 
-    name: str
-    dataset: str
-    source: SourceMap
-    sets: np.ndarray
+    A data set is a pack, or a BIDS folder of label maps, or one of scans with a single data set of
+    label maps in its derivatives. Scans are looked for beside the maps and then in the folder of
+    which they are a derivative. `participants` and `sessions` ("01" or "sub-01"; empty: all) choose
+    maps; `with_clusters`: cut the intensities of every scan into clusters (learning.clusters).
 
-
-def load_maps(folders: Sequence[Path], target: str) -> tuple[list[TrainingMap], LabelTable]:
-    """The maps of all data sets, and the table they are expressed in.
-
-    `target`: "labels", or "brain" for brain against everything else. Errors as `load_map` and
-    `read_source_labels`, and InputMissing for a data set without maps.
+    Raises an AppError with a line for each problem: a single one of the kind that fits, else
+    BadData; NothingSelected for a participant or session that no data set has.
     """
     table = LabelTable.default()
-    maps = [one for folder in folders for one in load_dataset(folder, table)]
-    if target == "brain":
-        # Brain is what cannot be background; "background or CSF" stays either.
-        maps = [
-            replace(one, sets=np.stack([one.sets[:, 0], one.sets[:, 1:].any(axis=1)], axis=1))
-            for one in maps
-        ]
-        table = BRAIN_TABLE
-    return maps, table
+    maps: list[TrainingMap] = []
+    problems: list[AppError] = []
+    origins: dict[str, set[Path]] = {}
+    for folder in map(Path, folders):
+        try:
+            if folder.is_file():
+                found = _packed(folder, table)
+            else:
+                found = _read(_find(folder), table, participants, sessions, problems)
+        except AppError as problem:
+            problems.append(problem)
+            continue
+        maps += found
+        for one in found:
+            origins.setdefault(one.dataset, set()).add(folder.resolve())
+    _raise([*problems, *_namesakes(origins)])
+    maps = _chosen(maps, participants, sessions)
+    return [_clustered(one) for one in maps] if with_clusters else maps, table
 
 
 def find_label_maps(folder: Path) -> list[Path]:
     """All `sub-*/[ses-*/]anat/*_dseg.nii[.gz]` of a data set, sorted."""
-    found = [
+    return sorted(
         path
         for pattern in ("sub-*/anat/sub-*_dseg.nii", "sub-*/ses-*/anat/sub-*_dseg.nii")
         for ending in ("", ".gz")
         for path in folder.glob(pattern + ending)
-    ]
-    if not found:
+    )
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """`folder` holds the label maps `paths`; `raw`, if any, the scans that they were made from."""
+
+    name: str
+    folder: Path
+    raw: Path | None
+    paths: Sequence[Path]
+
+
+def _find(folder: Path) -> _DataSet:
+    """The data set that a folder is or holds."""
+    name = folder.resolve().name
+    if paths := find_label_maps(folder):
+        above = folder.resolve().parent
+        return _DataSet(name, folder, above.parent if above.name == "derivatives" else None, paths)
+    inside = [_DataSet(name, one, folder, find_label_maps(one)) for one in _derivatives(folder)]
+    inside = [one for one in inside if one.paths]
+    if not inside:
         raise InputMissing(
             f"{folder}: no sub-*/[ses-*/]anat/*_dseg.nii.gz to train on; give a BIDS folder of "
             "label maps"
         )
-    return sorted(found)
+    if len(inside) > 1:
+        names = ", ".join(one.folder.name for one in inside)
+        raise UsageProblem(f"{folder}: label maps in derivatives/ of {names}; give one of them")
+    return inside[0]
 
 
-def load_dataset(folder: Path, table: LabelTable) -> list[TrainingMap]:
-    """All maps of one BIDS folder of label maps, with the T1w and T2w scans beside them."""
-    paths = find_label_maps(folder)
-    labels = read_source_labels(folder / "dseg.tsv", table)
+def _derivatives(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "derivatives").glob("*") if path.is_dir())
+
+
+def _read(
+    data: _DataSet,
+    table: LabelTable,
+    participants: Sequence[str],
+    sessions: Sequence[str],
+    problems: list[AppError],
+) -> list[TrainingMap]:
+    """The chosen maps of one data set; what is wrong with single ones goes to `problems`."""
+    # Only here are libraries needed that a machine with packs need not have.
+    from bids_synthseg.learning.map_files import load_map
+
+    labels = read_source_labels(data.folder / "dseg.tsv", table)
     try:
         twin_classes(labels, table)
     except ValueError as problem:
-        raise BadData(f"{folder / 'dseg.tsv'}: {problem}") from problem
-    return [load_map(path, folder.resolve().name, labels, table) for path in paths]
+        raise BadData(f"{data.folder / 'dseg.tsv'}: {problem}") from problem
+    about = _participants(data)
+    licence = _licence(data.folder / "dataset_description.json")
 
-
-def load_map(
-    path: Path, dataset: str, labels: tuple[SourceLabel, ...], table: LabelTable
-) -> TrainingMap:
-    """One map. Raises BadData for values that are no label ids, a map without brain, or a scan
-    beside it that lies on another grid."""
-    volume, _ = nifti.read_labels(path).volume.canonical()
-    classes = _classes(path, volume.data, labels)
-    voxels = np.bincount(classes.ravel(), minlength=len(labels))
-    sets = target_sets(labels, voxels, table)
-    surrounding = sets[:, 0] & ~sets[:, 1:].any(axis=1)
-    surrounding[0] = False
-    is_brain = ~sets[:, 0] & ~surrounding
-    if not voxels[is_brain].any():
-        raise BadData(f"{path}: no voxel carries a label of the brain; replace or remove the map")
-    csf_channel = table.channel_of(CSF_ID)
-    csf = sets[:, csf_channel] & ~sets[:, 0]
-    painted = np.zeros((head.N_CLASSES, len(table)), dtype=bool)
-    painted[:, 0] = True
-    painted[head.CSF] = np.arange(len(table)) == csf_channel
-
-    brain, box = _largest(is_brain[classes])
-    extent = np.array([s.stop - s.start for s in box])
-    crop = tuple(
-        slice(max(0, int(s.start - SURROUNDINGS * n)), int(s.stop + SURROUNDINGS * n) + 1)
-        for s, n in zip(box, extent, strict=True)
-    )
-    voxel_mm = volume.grid.voxel_size_mm
-    size_mm = float(np.prod(extent * voxel_mm) ** (1 / 3))
-    outside = distance_mm(brain[crop], voxel_mm) / (size_mm * head.OUTSIDE_UNIT)
-    middle = [(s.start + s.stop - 1) / 2 - c.start for s, c in zip(box, crop, strict=True)]
-    contrasts, scans = _scans(path, volume, crop)
-    source = SourceMap(
-        classes=torch.from_numpy(np.ascontiguousarray(classes[crop])),
-        outside=torch.from_numpy(outside.clip(max=255).astype(np.uint8)),
-        images=torch.from_numpy(scans),
-        contrasts=contrasts,
-        tissues=tissue_classes(labels, table),
-        twins=twin_classes(labels, table),
-        surrounding=surrounding,
-        has_csf=bool(voxels[csf].sum() > CSF_FRACTION * voxels[1:].sum()),
-        voxel_mm=tuple(float(v) for v in voxel_mm),
-        centre=tuple(float(m) for m in middle),
-        extent_mm=tuple(float(e) for e in extent * voxel_mm),
-    )
-    return TrainingMap(_stem(path), dataset, source, np.concatenate([sets, painted]))
-
-
-def _classes(path: Path, data: np.ndarray, labels: tuple[SourceLabel, ...]) -> np.ndarray:
-    """(X, Y, Z) uint8: the row of `labels` for every id."""
-    if len(labels) > 256:
-        raise BadData(f"{path}: {len(labels)} labels in its dseg.tsv; merge them into at most 256")
-    index = np.array([label.index for label in labels])
-    low, high = int(data.min()), int(data.max())
-    row_of = np.full(max(high, int(index[-1])) + 1, -1, dtype=np.int16)
-    row_of[index] = np.arange(len(index))
-    unknown = np.unique(data[row_of[data.clip(min=0)] < 0]) if low >= 0 else np.unique(data)
-    unknown = unknown[~np.isin(unknown, index)]
-    if unknown.size:
-        raise BadData(
-            f"{path}: ids {', '.join(map(str, unknown[:8]))} are not in the dseg.tsv of its data "
-            "set; add them there with their meaning"
+    def read(path: Path) -> TrainingMap | AppError:
+        raw = [data.raw / path.parent.relative_to(data.folder)] if data.raw else []
+        try:
+            one = load_map(path, data.name, labels, table, raw)
+        except AppError as problem:
+            return problem
+        row = about.get(one.subject, {})
+        return replace(
+            one,
+            age_weeks=_number(row.get("age_weeks_pma")),
+            split=(row.get("split") or "").strip().lower(),
+            licence=licence,
         )
-    return row_of.astype(np.uint8)[data]
+
+    wanted = [path for path in data.paths if _is_wanted(path.name, participants, sessions)]
+    # The distance transform, which takes the longest, leaves Python to other threads.
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
+        found = list(threads.map(read, wanted))
+    problems += [one for one in found if isinstance(one, AppError)]
+    maps = [one for one in found if isinstance(one, TrainingMap)]
+    sizes_mm = np.array([one.source.voxel_mm for one in maps]).reshape(-1, 3)
+    if len(maps) and (sizes_mm.max(axis=0) > SAME_VOXEL * sizes_mm.min(axis=0)).any():
+        log.warning(
+            "%s: voxels of several sizes, %.3g to %.3g mm; check that all of its maps belong here",
+            data.folder,
+            sizes_mm.min(),
+            sizes_mm.max(),
+        )
+    return maps
 
 
-def _largest(mask: np.ndarray) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """The largest component of a mask, and its box: stray voxels must not stretch that."""
-    box = ndimage.find_objects(mask.view(np.uint8))[0]
-    kept = np.zeros_like(mask)
-    kept[box] = largest_component(mask[box])
-    return kept, ndimage.find_objects(kept.view(np.uint8))[0]
+def _packed(path: Path, table: LabelTable) -> list[TrainingMap]:
+    maps, own = read_pack(path)
+    if own != table:
+        raise BadData(f"{path}: packed for other labels than this version's; pack the maps again")
+    return maps
 
 
-def distance_mm(mask: np.ndarray, voxel_mm: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) float32 distance of every voxel centre to the nearest one of the mask."""
-    # scipy's own distances hold several float64 volumes and take longer than finding the voxels.
-    nearest = ndimage.distance_transform_edt(
-        ~mask, sampling=voxel_mm, return_distances=False, return_indices=True
+def _participants(data: _DataSet) -> dict[str, dict[str, str]]:
+    """Subject -> row of participants.tsv, that of the label maps before that of the scans."""
+    rows: dict[str, dict[str, str]] = {}
+    for folder in (data.raw, data.folder):
+        path = folder / "participants.tsv" if folder else None
+        if path is None or not path.is_file():
+            continue
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            for row in csv.DictReader(stream, delimiter="\t"):
+                if subject := row.get("participant_id"):
+                    stated = {key: value for key, value in row.items() if value not in ("", "n/a")}
+                    rows.setdefault(_entity("sub", subject), {}).update(stated)
+    return rows
+
+
+def _number(word: str | None) -> float:
+    """A number, or NaN for anything else."""
+    try:
+        return float(word) if word else math.nan
+    except ValueError:  # "adult"
+        return math.nan
+
+
+def _licence(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("License", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""  # nothing is stated where it can be read
+
+
+def _entity(key: str, value: str) -> str:
+    """ "01" and "sub-01" -> "sub-01"."""
+    return f"{key}-{value.strip().removeprefix(f'{key}-')}"
+
+
+def _is_wanted(name: str, participants: Sequence[str], sessions: Sequence[str]) -> bool:
+    words = name.split("_")
+    return all(
+        not values or any(_entity(key, value) in words for value in values)
+        for key, values in (("sub", participants), ("ses", sessions))
     )
-    squared = np.zeros(mask.shape, dtype=np.float32)
-    places = np.ogrid[tuple(map(slice, mask.shape))]
-    for found, here, step in zip(nearest, places, voxel_mm, strict=True):
-        squared += np.square((found - here).astype(np.float32) * np.float32(step))
-    return np.sqrt(squared)
 
 
-def _scans(
-    path: Path, volume: Volume, crop: tuple[slice, ...]
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Which scans lie beside a map ("T1w", "T2w"), and (N, X, Y, Z) float16: the scans, cropped
-    and scaled to 0..1."""
-    contrasts, scans = [], []
-    for suffix in ("T1w", "T2w"):
-        for ending in (".nii", ".nii.gz"):
-            scan_path = path.with_name(f"{_stem(path)}_{suffix}{ending}")
-            if not scan_path.exists():
-                continue
-            scan, _ = nifti.read_scan(scan_path).volume.canonical()
-            if not scan.grid.same_as(volume.grid):
-                raise BadData(
-                    f"{scan_path}: lies on another grid than {path.name}; resample the scan to "
-                    "the label map, or take it away"
-                )
-            contrasts.append(suffix)
-            scans.append(_unit(scan_path, scan.data[crop]))
-    stacked = np.stack(scans) if scans else np.zeros((0, 1, 1, 1), dtype=np.float16)
-    return tuple(contrasts), stacked
+def _chosen(
+    maps: list[TrainingMap], participants: Sequence[str], sessions: Sequence[str]
+) -> list[TrainingMap]:
+    """The chosen maps; NothingSelected for a participant or session of none, or no map at all."""
+    chosen = [one for one in maps if _is_wanted(one.name, participants, sessions)]
+    words = {word for one in chosen for word in one.name.split("_")}
+    wanted = [_entity("sub", p) for p in participants] + [_entity("ses", s) for s in sessions]
+    unknown = [word for word in wanted if word not in words]
+    if unknown or not chosen:
+        raise NothingSelected(
+            f"no label map of {', '.join(unknown) or 'any data set'}; check --participant-label "
+            "and --session-label"
+        )
+    return chosen
 
 
-def _stem(path: Path) -> str:
-    return path.name.rsplit("_", 1)[0]
+def _namesakes(origins: dict[str, set[Path]]) -> list[AppError]:
+    """A problem for every name that several data sets have: weights and splits go by name."""
+    return [
+        UsageProblem(
+            f"{' and '.join(map(str, sorted(paths)))}: both hold a data set named {name!r}; rename "
+            "one, or give the folder of scans that it is a derivative of"
+        )
+        for name, paths in sorted(origins.items())
+        if len(paths) > 1
+    ]
 
 
-def _unit(path: Path, scan: np.ndarray) -> np.ndarray:
-    """Scan in 0..1 by the 99.8th percentile of its positive voxels, half precision."""
-    positive = scan[scan > 0]
-    if not positive.size:
-        raise BadData(f"{path}: black where the label map has its brain; replace or remove it")
-    return np.clip(scan / np.percentile(positive, 99.8), 0, 1).astype(np.float16)
+def _clustered(one: TrainingMap) -> TrainingMap:
+    """The map with thresholds between clusters of its scans' intensities."""
+    source = one.source
+    if len(source.thresholds) == len(source.contrasts):
+        return one
+    tissues = source.tissues[source.classes.numpy()]
+    try:
+        thresholds = [
+            intensity_thresholds(image.float().numpy(), tissues) for image in source.images
+        ]
+    except ModuleNotFoundError as problem:
+        raise UsageProblem(
+            f"{one.dataset}/{one.name}: clusters of intensity need {problem.name}; install it, or "
+            "pack the maps with their clusters"
+        ) from problem
+    return replace(one, source=replace(source, thresholds=np.stack(thresholds)))
+
+
+def _raise(problems: Sequence[AppError]) -> None:
+    """Tell all problems at once, if there are any."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        kinds = {type(problem) for problem in problems}
+        lines = [str(problem) for problem in problems[:PROBLEMS_SHOWN]]
+        if len(problems) > PROBLEMS_SHOWN:
+            lines.append(f"and {len(problems) - PROBLEMS_SHOWN} more")
+        raise (kinds.pop() if len(kinds) == 1 else BadData)("\n".join(lines))

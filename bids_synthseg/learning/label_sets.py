@@ -6,15 +6,21 @@ for their summed probability and nothing more. Schemes for common sources lie in
 """
 
 import csv
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.labels import CSF_ID, LabelTable
 from bids_synthseg.errors import BadData, InputMissing
 from bids_synthseg.synthesis.contrast import TISSUE_OF
+from bids_synthseg.synthesis.priors import COMPONENT_OF
+from bids_synthseg.synthesis.shape import ROLE_OF
+
+VENTRICLE_IDS = {4, 43}
+"""Model labels of the lateral ventricles."""
 
 BRAIN_FRACTION = 1 / 500
 """A structure counts as labelled in a map if it takes this fraction of the labelled voxels."""
@@ -24,6 +30,14 @@ TISSUE_OF_MAPPING = {2: "white", 3: "csf", 8: "grey", 9: "grey", 10: "white", 11
 
 WHITE_STRUCTURES = {"cerebellar white matter", "pallidum", "ventral diencephalon"}
 """White on T1w other than their BIDS tissue number tells."""
+
+STRUCTURES_OF_ROLE = {
+    "ventricle": ("lateral ventricle", {"third ventricle", "fourth ventricle"}),
+    "cortex": ("cerebral cortex", {"hippocampus", "amygdala"}),
+    "white": ("cerebral white matter", {"corpus callosum"}),
+    "csf": ("cerebrospinal fluid", {"third ventricle", "fourth ventricle"}),
+}
+"""Role in shape.ROLE_OF -> the structure that a class must hold, and those that it may hold too."""
 
 OTHER_SIDE = {
     "Left": "Right",
@@ -48,8 +62,9 @@ class SourceLabel:
 def read_source_labels(path: Path, table: LabelTable) -> tuple[SourceLabel, ...]:
     """The labels of `dseg.tsv`, background first.
 
-    A column `model_labels` holds the ids of model labels, separated by blanks. Raises InputMissing
-    where the file is absent, BadData where it is no such table or a label's meaning is unknown.
+    A column `model_labels` holds ids or names of model labels, or of structures, which mean both
+    sides; separated by blanks, commas or semicolons. Raises InputMissing where the file is absent,
+    BadData where it is no such table or a label's meaning is unknown.
     """
     if not path.is_file():
         raise InputMissing(f"{path}: label table missing; write one with columns index and name")
@@ -73,18 +88,39 @@ def read_source_labels(path: Path, table: LabelTable) -> tuple[SourceLabel, ...]
         )
     named.setdefault(0, "Background")
     meaning.setdefault(0, "0")
-    known = set(table.ids.tolist())
     labels = []
     for index in sorted(named):
-        words = meaning[index].split()
-        ids = frozenset(int(word) for word in words if word.isdecimal())
-        if len(ids) < len(set(words)) or not ids or not ids <= known:
+        ids = _model_labels(meaning[index], table)
+        if not ids:
             raise BadData(
-                f"{path}: label {index}: model_labels {meaning[index]!r} are not ids of the model; "
-                f"give some of {' '.join(map(str, sorted(known)))}"
+                f"{path}: label {index}: model_labels {meaning[index]!r} are not labels of the "
+                f"model; give some of the ids {' '.join(map(str, table.ids))}, or their names"
             )
         labels.append(SourceLabel(index, named[index], ids))
     return tuple(labels)
+
+
+def _model_labels(text: str, table: LabelTable) -> frozenset[int]:
+    """The model labels that a cell names; none where a word of it is unknown.
+
+    Capitals do not matter, and blanks, hyphens and underscores in a name are the same.
+    """
+    known: dict[str, set[int]] = {}
+    for row in table.rows:
+        for name in (str(row.index), _plain(row.name), _plain(row.structure)):
+            known.setdefault(name, set()).add(row.index)
+    found: set[int] = set()
+    for part in re.split("[,;]", text):
+        # A name may hold blanks, and blanks may part names.
+        words = [part] if _plain(part) in known else part.split()
+        if not words or not all(_plain(word) in known for word in words):
+            return frozenset()
+        found.update(*(known[_plain(word)] for word in words))
+    return frozenset(found)
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", name.strip().lower()))
 
 
 def _known_scheme(named: dict[int, str]) -> dict[int, str] | None:
@@ -141,6 +177,34 @@ def tissue_classes(labels: tuple[SourceLabel, ...], table: LabelTable) -> np.nda
             tissue = "white"
         tissues.append(TISSUE_OF["background" if label.index == 0 else tissue])
     return np.array(tissues)
+
+
+def class_labels(labels: tuple[SourceLabel, ...]) -> np.ndarray:
+    """(K,) model label, or component of one (priors.COMPONENT_OF), that stands for each class; 0
+    for background and for what may be background."""
+    standing = []
+    for label in labels:
+        own = {label.index, COMPONENT_OF.get(label.index, label.index)}
+        if 0 in label.labels:
+            standing.append(0)
+        elif own & label.labels:
+            standing.append(label.index)
+        elif CSF_ID in label.labels and not VENTRICLE_IDS & label.labels:
+            standing.append(CSF_ID)
+        else:
+            standing.append(min(label.labels))
+    return np.array(standing)
+
+
+def shape_roles(labels: tuple[SourceLabel, ...], table: LabelTable) -> np.ndarray:
+    """(K,) int8 role (shape.ROLE_OF) of each class, "other" where it holds much else."""
+    roles = np.full(len(labels), ROLE_OF["other"], dtype=np.int8)
+    for k, label in enumerate(labels):
+        structures = {table.rows[table.channel_of(i)].structure for i in label.labels}
+        for role, (needed, allowed) in STRUCTURES_OF_ROLE.items():
+            if needed in structures and structures <= {needed} | allowed:
+                roles[k] = ROLE_OF[role]
+    return roles
 
 
 def target_sets(
