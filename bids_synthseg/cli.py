@@ -36,18 +36,21 @@ MANY = (
     "--session-id",
     "--contrast",
     "--derivatives",
+    "--validation",
 )
 # Options of one mode that the other would have to ignore.
 _FOR_TRAINING = {
     "config": "--config",
     "derivatives": "--derivatives",
+    "validation": "--validation",
+    "split_file": "--split-file",
+    "init_from": "--init-from",
     "max_minutes": "--max-minutes",
+    "checkpoint_piece_mib": "--checkpoint-piece-mib",
     "random_seed": "--random-seed",
     "resume": "--resume",
 }
 _FOR_SEGMENTING = {
-    "participants": "--participant-label",
-    "sessions": "--session-label",
     "contrasts": "--contrast",
     "bids_filter_file": "--bids-filter-file",
     "bids_database_dir": "--bids-database-dir",
@@ -108,16 +111,27 @@ EPILOG = (
               help="Accepted for other tools' sake: nothing is written but results.")
 # Training
 @click.option("--train", is_flag=True,
-              help="Train a network on the label maps of BIDS_DIR; the result is "
-                   "OUTPUT_DIR/training.")
-@click.option("--config", type=click.Path(path_type=Path), metavar="TOML",
-              help="Training: settings that differ from the defaults.")
+              help="Train a network on the label maps of BIDS_DIR (a folder, or a pack); the "
+                   "result is OUTPUT_DIR/training. Run again, it goes on.")
+@click.option("--config", metavar="PRESET|TOML",
+              help="Training: all settings. Presets: adult-to-infant, clinical-fetal, default, "
+                   "fetalsynthseg, infant-synthseg, large, synthseg.  [default: default]")
 @click.option("--derivatives", multiple=True, metavar="NAME=PATH...",
               help="Training: more data sets of label maps.")
+@click.option("--validation", multiple=True, type=click.Path(path_type=Path), metavar="PATH...",
+              help="Training: data sets to validate on.  [default: column split of "
+                   "participants.tsv, else a tenth of the subjects]")
+@click.option("--split-file", type=click.Path(path_type=Path), metavar="TSV",
+              help="Training: columns participant_id and split (training, validation or none).")
+@click.option("--init-from", metavar="FILE|shipped",
+              help="Training: start from this model, whatever its labels.")
 @click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
               help="Training: stop after so many minutes, with a checkpoint.")
+@click.option("--checkpoint-piece-mib", type=click.IntRange(min=1), metavar="N",
+              help="Training: write checkpoints in pieces of at most N MiB.")
 @click.option("--random-seed", type=int, metavar="N", help="Training: seed of every random draw.")
-@click.option("--resume", is_flag=True, help="Training: go on from the last checkpoint.")
+@click.option("--resume", is_flag=True,
+              help="Training: fail where there is no checkpoint to go on from.")
 # The rest
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
 @click.option("-v", "--verbose", count=True, help="Print more.")
@@ -197,30 +211,37 @@ def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
 
     from bids_synthseg.bids.dataset import prepare_output
     from bids_synthseg.execution import available_cpus
-    from bids_synthseg.learning.config import TrainConfig, read_config
-    from bids_synthseg.learning.train import run_training
+    from bids_synthseg.learning.config import read_config
+    from bids_synthseg.learning.train import Sources, run_training
     from bids_synthseg.pipeline import choose_device
 
-    if not bids_dir.is_dir():
+    if not bids_dir.exists():
         raise InputMissing(f"{bids_dir}: no such folder; give a BIDS data set of label maps")
-    more = named_paths(given["derivatives"])
-    config = read_config(given["config"]) if given["config"] else TrainConfig()
+    preset = given["config"] or "default"
+    config = read_config(preset)
     if given["random_seed"] is not None:
         config = replace(config, seed=given["random_seed"])
+    if given["init_from"]:
+        config = replace(config, init_from=given["init_from"])
+    sources = Sources(
+        folders=[bids_dir, *named_paths(given["derivatives"]).values()],
+        validation=given["validation"],
+        participants=given["participants"],
+        sessions=given["sessions"],
+        split_file=given["split_file"],
+    )
     folder = prepare_output(bids_dir, output_dir) / "training"
-    begun = (folder / "state.pt").is_file()
-    if begun and not given["resume"]:
-        raise UsageProblem(f"{folder}: holds a training run; add --resume, or choose a new folder")
-    if given["resume"] and not begun:
-        raise InputMissing(f"{folder}: holds no training run to resume; leave out --resume")
     device = choose_device(given["device"])
     torch.set_num_threads(given["n_cpus"] or available_cpus())
     model = run_training(
-        [bids_dir, *more.values()],
+        sources,
         folder,
         config,
         device=str(device),
         max_minutes=given["max_minutes"] or math.inf,
+        piece_mib=given["checkpoint_piece_mib"] or 0,
+        must_resume=given["resume"],
+        preset=preset,
     )
     click.echo(f"Model written to {model}.")
     return 0

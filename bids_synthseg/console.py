@@ -21,7 +21,8 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
         error.show()
         return UsageProblem.exit_code
     except AppError as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        lines = (" ".join(line.split()) for line in str(error).splitlines())
+        click.echo("Error: " + "\n".join(lines), err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)

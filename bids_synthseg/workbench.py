@@ -1,6 +1,7 @@
 """The second command, bids_synthseg_tools: what is needed around the App rather than in it."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ PATH = click.Path(path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="bids_synthseg_tools", message="%(prog)s %(version)s")
 def command() -> None:
-    """Tools around bids_synthseg: demo data, evaluation, figures."""
+    """Tools around bids_synthseg: demo data, evaluation, figures, what training is made of."""
     set_up_log()
 
 
@@ -72,6 +73,75 @@ def figure(image: Path, labels: Path, png: Path) -> None:
     from bids_synthseg.figure import write_mosaic
 
     click.echo(f"Figure written to {write_mosaic(image, labels, png)}.")
+
+
+@command.command()
+@click.argument("folders", nargs=-1, required=True, type=PATH)
+@click.argument("file", type=PATH)
+@click.option("--without-scans", is_flag=True, help="Leave out the scans beside the maps.")
+def pack(folders: tuple[Path, ...], file: Path, without_scans: bool) -> None:
+    """Pack the label maps of BIDS FOLDERS, read and checked, into one FILE.
+
+    It takes the place of the folders for --train, loads in seconds, and needs torch and numpy alone
+    (python -m bids_synthseg.learning.train).
+    """
+    from bids_synthseg.learning.datasets import load_maps
+    from bids_synthseg.learning.pack import write_pack
+
+    maps, table = load_maps(folders, with_clusters=not without_scans)
+    write_pack(file, maps, table, with_images=not without_scans)
+    click.echo(f"{len(maps)} label maps packed into {file}, {file.stat().st_size / 2**20:.1f} MiB.")
+
+
+@command.command()
+@click.argument("folders", nargs=-1, required=True, type=PATH)
+@click.argument("tsv", type=PATH)
+def priors(folders: tuple[Path, ...], tsv: Path) -> None:
+    """Estimate how bright each label is, from the label maps in FOLDERS and the scans beside them.
+
+    The table TSV serves as `prior_table` under [synthesis.contrast] of a training configuration.
+    """
+    from bids_synthseg.learning.datasets import load_maps
+    from bids_synthseg.learning.estimate import estimate_priors
+    from bids_synthseg.storage import write_text
+    from bids_synthseg.synthesis.priors import priors_text
+
+    maps, _ = load_maps(folders)
+    found = estimate_priors(maps)
+    write_text(tsv, priors_text(found))
+    click.echo(f"Priors of {', '.join(found)} written to {tsv}.")
+
+
+@command.command()
+@click.argument("folders", nargs=-1, required=True, type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--config",
+    default="default",
+    show_default=True,
+    metavar="PRESET|TOML",
+    help="Settings of the generator.",
+)
+@click.option("-n", "--number", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--random-seed", default=1, show_default=True)
+@click.option("--sheet", is_flag=True, help="Only OUT/preview.png: three slices of each image.")
+def synthesize(
+    folders: tuple[Path, ...], out: Path, config: str, number: int, random_seed: int, sheet: bool
+) -> None:
+    """Paint synthetic images from the label maps in FOLDERS: image and labels as NIfTI, in OUT."""
+    from bids_synthseg.learning.config import read_config
+    from bids_synthseg.learning.datasets import load_maps
+    from bids_synthseg.learning.export import write_samples
+    from bids_synthseg.learning.preview import preview_sheet
+    from bids_synthseg.learning.step import donors_of
+
+    settings = replace(read_config(config), seed=random_seed)
+    maps, table = load_maps(folders, with_clusters=settings.synthesis.parts.probability > 0)
+    donors = donors_of(maps)
+    preview_sheet(maps, settings, out / "preview.png", n=number, donors=donors)
+    if not sheet:
+        write_samples(maps, settings, table, out, number, seed=random_seed, donors=donors)
+    click.echo(f"{number} synthetic samples in {out}.")
 
 
 def main() -> None:

@@ -1,11 +1,14 @@
 """The command line: what is understood, what is refused with which exit code."""
 
 import json
+import logging
+import math
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import click
 import pytest
 
 from bids_synthseg import __version__, cli, console
@@ -144,7 +147,19 @@ def test_dry_run_prints_the_plan_and_writes_nothing(raw, tmp_path, capsys):
         (["RAW", "OUT", "participant", "--device", "gpu"], 64, "--device gpu"),
         (["RAW", "OUT", "participant", "--contrast", "FLAIR"], 64, "--contrast FLAIR"),
         (["RAW", "OUT", "participant", "--random-seed", "0"], 64, "--random-seed only goes"),
+        (["RAW", "OUT", "participant", "--validation", "x"], 64, "--validation only goes"),
+        (["RAW", "OUT", "participant", "--split-file", "x"], 64, "--split-file only goes"),
+        (["RAW", "OUT", "participant", "--init-from", "x"], 64, "--init-from only goes"),
+        (["RAW", "OUT", "participant", "--checkpoint-piece-mib", "9"], 64, "-mib only goes"),
+        (["RAW", "OUT", "participant", "--train", "--checkpoint-piece-mib", "0"], 64, "piece-mib"),
         (["RAW", "OUT", "participant", "--train", "--overwrite"], 64, "--overwrite does not go"),
+        (["RAW", "OUT", "participant", "--train", "--contrast", "T1w"], 64, "--contrast does not"),
+        (
+            ["RAW", "OUT", "participant", "--train", "--config", "synthseq"],
+            66,
+            "fetalsynthseg, inf",
+        ),
+        (["RAW/nowhere", "OUT", "participant", "--train"], 66, "nowhere"),
         (["RAW", "OUT", "participant", "--participant-label", "09"], 18, "sub-09"),
         (["RAW/nowhere", "OUT", "participant"], 66, "nowhere"),
         (["RAW", "OUT", "participant", "--bids-filter-file", "RAW/no.json"], 66, "no.json"),
@@ -174,34 +189,119 @@ def test_no_dataset_description(raw, tmp_path, pipeline, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_training_gets_its_options(raw, tmp_path, pipeline, monkeypatch, capsys):
+@pytest.fixture
+def training(monkeypatch):
+    """Stands in for a training run; notes what it is told."""
     from bids_synthseg.learning import train
 
-    received = {}
+    told = {}
 
-    def run_training(folders, out, config, **options):
-        received.update(folders=folders, out=out, seed=config.seed, **options)
+    def run_training(sources, out, config, **options):
+        told.update(vars(sources), out=out, config=config, **options)
         return out / "model.safetensors"
 
     monkeypatch.setattr(train, "run_training", run_training)
+    return told
+
+
+def test_training_gets_its_options(raw, tmp_path, pipeline, training, capsys):
     arguments = ["--random-seed", "0", "--max-minutes", "1.5", "--device", "cpu", "--n-cpus", "1"]
-    arguments += ["--derivatives", "a=x", "b=y=z"]
+    arguments += ["--derivatives", "a=x", "b=y=z", "--validation", "v", "w.npz", "--resume"]
+    arguments += ["--participant-label", "01", "sub-02", "--session-label", "a"]
+    arguments += ["--split-file", "s.tsv", "--init-from", "shipped", "--checkpoint-piece-mib", "15"]
+    arguments += ["--config", "default"]
     assert call(raw, tmp_path / "out", "participant", "--train", *arguments) == 0
-    assert received == {
+    config = training.pop("config")
+    assert (config.seed, config.init_from, config.coarse_steps) == (0, "shipped", 6000)
+    assert training == {
         "folders": [raw, Path("x"), Path("y=z")],
+        "validation": (Path("v"), Path("w.npz")),
+        "participants": ("01", "sub-02"),
+        "sessions": ("a",),
+        "split_file": Path("s.tsv"),
         "out": tmp_path / "out" / "training",
-        "seed": 0,
         "device": "cpu",
         "max_minutes": 1.5,
+        "piece_mib": 15,
+        "must_resume": True,
+        "preset": "default",
     }
     assert "model.safetensors" in capsys.readouterr().out
 
 
-def test_training_does_not_go_on_unasked(raw, tmp_path, pipeline, capsys):
-    (tmp_path / "out" / "training").mkdir(parents=True)
-    (tmp_path / "out" / "training" / "state.pt").touch()
-    assert call(raw, tmp_path / "out", "participant", "--train") == 64
-    assert "--resume" in capsys.readouterr().err
+def test_training_left_to_its_defaults(raw, tmp_path, pipeline, training):
+    from bids_synthseg.learning.config import read_config
+
+    assert call(raw, tmp_path / "out", "participant", "--train") == 0
+    assert training.pop("config") == read_config("default")
+    assert training == {
+        "folders": [raw],
+        "validation": (),
+        "participants": (),
+        "sessions": (),
+        "split_file": None,
+        "out": tmp_path / "out" / "training",
+        "device": "auto",
+        "max_minutes": math.inf,
+        "piece_mib": 0,
+        "must_resume": False,
+        "preset": "default",
+    }
+
+
+def test_a_preset_may_say_where_to_begin(raw, tmp_path, pipeline, training):
+    out = tmp_path / "out"
+    arguments = [raw, out, "participant", "--train", "--config", "adult-to-infant"]
+    assert call(*arguments) == 0 and training["config"].init_from == "shipped"
+    assert call(*arguments, "--init-from", "own.safetensors") == 0
+    assert training["config"].init_from == "own.safetensors"
+
+
+def test_training_is_for_packs_too(tmp_path, pipeline, training):
+    pack = tmp_path / "maps.npz"
+    pack.touch()
+    assert call(pack, tmp_path / "out", "participant", "--train") == 0
+    assert training["folders"] == [pack]
+
+
+def test_the_same_training_call_goes_on(tmp_path, phantom_labels, monkeypatch, caplog):
+    """A run stopped by the clock goes on when it is called again, with or without --resume."""
+    from training_samples import phantom_folder
+
+    from bids_synthseg.learning import train
+
+    monkeypatch.setattr(train, "preview_sheet", lambda *_, **__: None)
+    folder, out = phantom_folder(tmp_path / "labels", phantom_labels), tmp_path / "out"
+    config = tmp_path / "tiny.toml"
+    config.write_text("shape = [16, 24, 16]\nbatch = 1\n[network]\nfeatures = [4]\nconvs = [1]\n")
+    arguments = [folder, out, "participant", "--train", "--config", config, "--device", "cpu"]
+    arguments += ["--n-cpus", "1", "--max-minutes", "1e-6"]
+    assert call(*arguments, "--resume") == 66
+    caplog.set_level("INFO", logger="bids_synthseg")
+    logging.getLogger("bids_synthseg").addHandler(caplog.handler)
+    for step, more in ((1, ()), (2, ()), (3, ("--resume",))):
+        caplog.clear()
+        assert call(*arguments, *more) == 0
+        assert json.loads((out / "training" / "state.json").read_text())["step"] == step
+        assert (f"resumed at step {step - 1}" in caplog.text) == (step > 1)
+
+
+def test_several_problems_are_several_lines(capsys):
+    """One each, all after the same word; blanks within a line are one."""
+
+    @click.command()
+    def failing():
+        raise BadData("one:   first\ntwo: second")
+
+    assert console.run(failing, []) == BadData.exit_code
+    assert capsys.readouterr().err == "Error: one: first\ntwo: second\n"
+
+
+def test_help_names_every_preset():
+    from bids_synthseg.learning.config import presets
+
+    (option,) = [one for one in cli.command.params if one.name == "config"]
+    assert f"Presets: {', '.join(presets())}." in option.help
 
 
 def test_spread():

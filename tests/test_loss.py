@@ -1,4 +1,5 @@
-"""Label-set loss: plain cross-entropy and Dice where sets are single labels, Fidon's rule else."""
+"""Losses: plain cross-entropy and Dice where sets are single labels, Fidon's rule else; SynthSeg's
+warm-up; levels put together."""
 
 import numpy as np
 import pytest
@@ -6,7 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from bids_synthseg.anatomy.labels import Label, LabelTable
-from bids_synthseg.learning.loss import label_set_loss
+from bids_synthseg.learning.loss import (
+    LossConfig,
+    label_set_loss,
+    logit_l2_loss,
+    training_loss,
+)
 from bids_synthseg.models.heads import Head
 
 TABLE = LabelTable(
@@ -63,7 +69,7 @@ def test_single_labels_give_plain_cross_entropy_and_dice(head):
     both = (chance * truth).flatten(2).sum(2)
     dice = (2 * both + 1) / (truth.flatten(2).sum(2) + chance.flatten(2).sum(2) + 1)
     expected = cross_entropy + 0.5 * (1 - dice.mean())
-    found = label_set_loss(logits, classes, SINGLE, head, dice_weight=0.5)
+    found = label_set_loss(logits, classes, SINGLE, head, dice=0.5)
     torch.testing.assert_close(found, expected)
 
 
@@ -85,7 +91,7 @@ def test_an_overlapping_set_makes_no_false_positive():
     torch.testing.assert_close(losses[0], losses[1])
     # With background said alone, the same CSF does count.
     sets = sets_of((BG,), (CSF,), (LEFT,))
-    losses = [label_set_loss(p, classes, sets, JOINT, dice_weight=100) for p in (little, much)]
+    losses = [label_set_loss(p, classes, sets, JOINT, dice=100) for p in (little, much)]
     assert losses[1] - losses[0] > 10
 
 
@@ -144,3 +150,140 @@ def test_half_precision_logits_are_summed_in_full():
     rounded = logits.bfloat16()
     exact = label_set_loss(rounded.float(), classes, SINGLE, JOINT)
     assert label_set_loss(rounded, classes, SINGLE, JOINT) == exact
+
+
+def plain_loss(logits, classes, sets, head):
+    """The label-set loss written down without care for speed, in double precision."""
+    chance = torch.einsum(
+        "kc,bc...->bk...", torch.from_numpy(sets).double(), head.probabilities(logits.double())
+    )[0].flatten(1)
+    target = classes.flatten()
+    cross_entropy = -chance.gather(0, target[None]).log().mean()
+    scores = []
+    for row, own in enumerate(sets):
+        if (target == row).any():
+            free = torch.tensor([(own & other).any() for other in sets])
+            free[row] = False
+            counted = chance[row][~free[target]].sum()
+            hit = chance[row][target == row].sum()
+            scores.append((2 * hit + 1) / ((target == row).sum() + counted + 1))
+    return cross_entropy + 1 - torch.stack(scores).mean()
+
+
+@pytest.mark.parametrize("head", [JOINT, SIDED], ids=["joint", "sided"])
+@pytest.mark.parametrize("chunk", [7, 8192])
+def test_value_and_slope_are_those_of_the_plain_formula(head, chunk, monkeypatch):
+    monkeypatch.setattr("bids_synthseg.learning.loss._CHUNK", chunk)
+    sets = sets_of((BG, CSF), (CSF,), (LEFT,), (LEFT, RIGHT), (RIGHT, CSF))
+    classes = torch.randint(4, (3, 4, 5), generator=torch.Generator().manual_seed(1))
+    fast, slow = (random_logits(head, 3, 4, 5).requires_grad_() for _ in range(2))
+    found, expected = (
+        label_set_loss(fast, classes, sets, head),
+        plain_loss(slow, classes, sets, head),
+    )
+    torch.testing.assert_close(found, expected.float())
+    (3 * found).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(fast.grad, slow.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", [JOINT, SIDED], ids=["joint", "sided"])
+def test_what_is_most_surely_wrong_can_still_be_learned(head):
+    logits = torch.zeros(1, head.n_channels, 2, 2, 2)
+    logits[:, BG] = 20.0
+    logits[:, -1] = 20.0  # CSF of the joint head, left of the sided one
+    logits.requires_grad_()
+    label_set_loss(logits, torch.full((2, 2, 2), RIGHT), SINGLE, head, dice=0.0).backward()
+    channel = head.structure_channels[RIGHT]
+    assert (logits.grad[:, channel] < -0.12).all()
+    assert head is JOINT or (logits.grad[:, -1] > 0.12).all()
+
+
+def test_weights_of_the_two_terms():
+    logits, classes = line([0.5, 0.2, 0.2, 0.1], [0.1, 0.6, 0.2, 0.1]), line(BG, LEFT)
+    entropy, dice, both = (
+        label_set_loss(logits, classes, SINGLE, JOINT, *weights)
+        for weights in ((0.0, 1.0), (1.0, 0.0), (2.0, 3.0))
+    )
+    assert float(entropy) == pytest.approx(-(np.log(0.5) + np.log(0.6)) / 2, rel=1e-5)
+    torch.testing.assert_close(both, 2 * dice + 3 * entropy)
+
+
+def test_warm_up_is_that_of_synthseg_for_single_labels():
+    """sum(w (z - 5 (2 g - 1))^2) / (L sum(w)), w = 1 + 1e-4 for tissue and 1e-4 for background."""
+    logits = random_logits(JOINT, 4, 5, 6)
+    classes = torch.randint(4, (4, 5, 6), generator=torch.Generator().manual_seed(1))
+    truth = F.one_hot(classes, 4).movedim(-1, 0)[None].float()
+    weight = 1 - truth[:, 0] + 1e-4
+    expected = (weight * (logits - 5 * (2 * truth - 1)) ** 2).sum() / (4 * weight.sum())
+    torch.testing.assert_close(logit_l2_loss(logits, classes, SINGLE, JOINT), expected)
+
+
+@pytest.mark.parametrize(
+    ("members", "logits", "expected"),
+    [
+        # Channels are background, white, CSF, left. Met exactly: nothing to learn.
+        ((LEFT,), (-5.0, 5.0, -5.0, 5.0), 0.0),
+        ((RIGHT,), (-5.0, 5.0, -5.0, -5.0), 0.0),
+        ((CSF,), (-5.0, -5.0, 5.0, 3.0), 0.0),
+        ((LEFT, RIGHT), (-5.0, 5.0, -5.0, 3.0), 0.0),
+        ((LEFT, CSF), (-5.0, 5 - np.log(2), 5 - np.log(2), 3.0), 0.0),
+        ((LEFT, CSF), (-5.0, 5.0, -40.0, 3.0), 0.0),
+        # One channel of four is off.
+        ((LEFT,), (-5.0, 5.0, -5.0, 3.0), 1.0),
+        ((RIGHT,), (-5.0, 5.0, -5.0, -1.0), 4.0),
+        ((LEFT, RIGHT), (-5.0, 2.0, -5.0, 3.0), 9 / 4),
+        ((LEFT, CSF), (-4.0, 5.0, -40.0, 3.0), 1 / 4),
+    ],
+)
+def test_warm_up_of_sets_and_sides_by_hand(members, logits, expected):
+    found = logit_l2_loss(
+        torch.tensor(logits, dtype=torch.float32).view(1, 4, 1, 1, 1),
+        torch.zeros(1, 1, 1, dtype=torch.long),
+        sets_of(members),
+        SIDED,
+    )
+    assert float(found) == pytest.approx(expected, abs=1e-5)
+
+
+def pyramid_of(classes: torch.Tensor, levels: int) -> list[torch.Tensor]:
+    shapes = [[n // 2**level for n in classes.shape] for level in range(levels)]
+    return [random_logits(JOINT, *shape) for shape in shapes]
+
+
+def test_coarser_levels_count_half_as_much_each():
+    classes = torch.randint(4, (8, 8, 8), generator=torch.Generator().manual_seed(1))
+    pyramid = pyramid_of(classes, 3)
+    coarse = (classes, classes[1::2, 1::2, 1::2], classes[2::4, 2::4, 2::4])
+    each = [label_set_loss(p, c, SINGLE, JOINT) for p, c in zip(pyramid, coarse, strict=True)]
+    found = training_loss(pyramid, classes, SINGLE, JOINT, LossConfig(deep=0.5), 0)
+    torch.testing.assert_close(found, each[0] + 0.5 * each[1] + 0.25 * each[2])
+    alone = training_loss(pyramid, classes, SINGLE, JOINT, LossConfig(), 0)
+    torch.testing.assert_close(alone, each[0])
+
+
+def test_the_warm_up_ends_at_its_step():
+    classes = torch.randint(4, (4, 4, 4), generator=torch.Generator().manual_seed(1))
+    pyramid = pyramid_of(classes, 1)
+    config = LossConfig(dice=2.0, warm_up_l2=3)
+    found = [training_loss(pyramid, classes, SINGLE, JOINT, config, step) for step in (2, 3)]
+    torch.testing.assert_close(found[0], logit_l2_loss(pyramid[0], classes, SINGLE, JOINT))
+    torch.testing.assert_close(found[1], label_set_loss(pyramid[0], classes, SINGLE, JOINT, 2.0))
+
+
+def test_only_the_finest_level_looks_at_a_lattice():
+    classes = torch.randint(4, (8, 8, 8), generator=torch.Generator().manual_seed(1))
+    fine, coarse = pyramid_of(classes, 2)
+    lattice = (slice(1, None, 2), slice(0, None, 2))
+    found = training_loss(
+        [fine, coarse], classes, SINGLE, JOINT, LossConfig(deep=1.0), 0, lattice=lattice
+    )
+    seen = label_set_loss(fine[:, :, 1::2, ::2], classes[1::2, ::2], SINGLE, JOINT)
+    rest = label_set_loss(coarse, classes[1::2, 1::2, 1::2], SINGLE, JOINT)
+    torch.testing.assert_close(found, seen + rest)
+
+
+@pytest.mark.parametrize("wrong", [{"dice": -1.0}, {"dice": 0.0, "cross_entropy": 0.0}])
+def test_impossible_weights_are_refused(wrong):
+    with pytest.raises(ValueError, match="loss:"):
+        LossConfig(**wrong)

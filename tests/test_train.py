@@ -1,36 +1,53 @@
-"""The training loop: it learns, resumes exactly, and says what is wrong before the first step."""
+"""A training run: it resumes exactly, keeps its best, and says what is wrong before it begins."""
 
+import errno
 import json
+import logging
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from training_samples import phantom_folder, tiny_config
+from training_samples import phantom_folder, tiny_config, trained
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import AppError, BadData, InputMissing, StorageProblem, UsageProblem
-from bids_synthseg.learning import train
+from bids_synthseg.learning import monitor, step, train
+from bids_synthseg.learning.card import toml_of
+from bids_synthseg.learning.config import read_config
 from bids_synthseg.learning.datasets import load_maps
-from bids_synthseg.learning.train import (
-    learning_rate,
-    new_state,
-    probabilities_of,
-    restore_state,
-    run_training,
-    save_state,
-    train_step,
-)
-from bids_synthseg.learning.validation import UNTOUCHED, mean_dice, validation_dice
+from bids_synthseg.learning.pack import write_pack
+from bids_synthseg.learning.states import saved_step, state_files
+from bids_synthseg.learning.train import Sources, gather_maps, main, material_of, run_training
+from bids_synthseg.learning.validation import UNTOUCHED, Score
 from bids_synthseg.models.checkpoint import load_model
 from bids_synthseg.models.heads import Head
-from bids_synthseg.models.inputs import to_rank
-from bids_synthseg.models.unet import NetworkConfig, UNet
+from bids_synthseg.models.unet import NetworkConfig
+from bids_synthseg.synthesis.recipe import SynthesisConfig
 
-CPU = torch.device("cpu")
 HEAD = Head(LabelTable.default())
+COARSE_FIRST = tiny_config(coarse_steps=2)
+LATER = 1e9
+"""Minutes that no test takes."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny networks are slower with more, and sums could be of another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """The sheet of samples and TensorBoard are tested elsewhere, and take time."""
+    monkeypatch.setattr(train, "preview_sheet", lambda *given, **options: False)
+    monkeypatch.setattr(monitor, "_tensorboard", lambda *given: None)
 
 
 @pytest.fixture(scope="module")
@@ -46,266 +63,423 @@ def held_out(tmp_path_factory, phantom_labels, phantom_image) -> Path:
     return phantom_folder(root, phantom_labels, scans)
 
 
-def one_step_at_a_time(folder: Path, out: Path, **options: object) -> list[str]:
+def run(folder: Path, out: Path, config=None, validation=(), **options) -> Path:
+    return run_training(Sources([folder], validation), out, config or tiny_config(), **options)
+
+
+def one_step_at_a_time(folder: Path, out: Path, config=None, **options) -> list[str]:
     """Run, stopped by the clock after one step; returns the lines of progress."""
     lines: list[str] = []
-    run_training([folder], out, tiny_config(), max_minutes=0, progress=lines.append, **options)
+    run(folder, out, config, max_minutes=0, progress=lines.append, **options)
     return lines
 
 
 def metrics(out: Path) -> list[list[str]]:
-    return [line.split("\t") for line in (out / "metrics.tsv").read_text().splitlines()]
+    header, *lines = (out / "metrics.tsv").read_text().splitlines()
+    assert header == "step\tname\tvalue"
+    return [line.split("\t") for line in lines]
 
 
-def test_resume_is_exact(folder, tmp_path):
-    whole = run_training([folder], tmp_path / "whole", tiny_config())
-    for step in range(4):
-        lines = one_step_at_a_time(folder, tmp_path / "parts")
-        assert (f"resumed at step {step}" in lines) == (step > 0)
-    parts = tmp_path / "parts" / whole.name
-    assert load_model(parts).record["steps"] == load_model(whole).record["steps"] == 4
-    states = [torch.load(p.parent / "state.pt", weights_only=True) for p in (whole, parts)]
-    for kind in ("network", "average"):
-        for name, value in states[0][kind].items():
-            assert torch.equal(value, states[1][kind][name]), name
-    for one, other in zip(*(s["optimiser"]["state"].values() for s in states), strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in ("exp_avg", "exp_avg_sq", "step"))
-    models = [load_model(path).network.state_dict() for path in (whole, parts)]
-    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
-    # A run that is done stays as it is.
-    before = parts.read_bytes()
-    one_step_at_a_time(folder, tmp_path / "parts")
-    assert parts.read_bytes() == before
-
-
-def test_a_run_leaves_its_files(folder, held_out, tmp_path):
-    out = tmp_path / "new" / "run"
-    path = run_training([folder], out, tiny_config(), validation=[held_out])
-    assert sorted(p.name for p in out.iterdir()) == [
-        "config.json", "metrics.tsv", "model.safetensors", "state.pt",
-    ]  # fmt: skip
-    model = load_model(path)
-    assert (model.shape, model.fill) == ((16, 24, 16), tiny_config().fill)
-    assert model.record["maps"] == ["labels/sub-01"] and model.head == HEAD
-    rows = metrics(out)
-    assert rows[0] == ["step", "name", "value"]
-    assert [row[:2] for row in rows[1:]] == [
-        ["4", "loss"], ["4", "held-out/sub-01/0"], ["4", "held-out/sub-01/1"],
-    ]  # fmt: skip
-    assert json.loads((out / "config.json").read_text())["shape"] == [16, 24, 16]
-
-
-def test_training_lowers_the_loss(folder):
-    """Labels in fixed intensities, mildly deformed: to be learned within seconds."""
-    config = tiny_config(
-        shape=(16, 16, 16),
-        steps=60,
-        batch=2,
-        rate=1e-2,
-        network=NetworkConfig(features=(8, 12), convs=(1, 1)),
-        synthesis=replace(UNTOUCHED, flip=0.5),
+def assert_same_run(one: Path, other: Path, config=None) -> None:
+    """Weights, their average and Adam's memory agree bit for bit, and so do the models."""
+    (first, ours), (second, theirs) = (
+        trained(out, config or tiny_config()) for out in (one, other)
     )
-    maps, table = load_maps([folder], "labels")
-    head = Head(table)
-    state = new_state(config, head, CPU)
-    dice_before = validation_dice(state.network, maps, config, head)
-    losses = [train_step(state, maps, np.ones(1), config, head, CPU) for _ in range(config.steps)]
-    dice_after = validation_dice(state.average, maps, config, head)
-    assert state.step == 60
-    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
-    assert dice_after["labels/sub-01/0"] > dice_before["labels/sub-01/0"] + 0.2
+    assert first.step == second.step and len(ours) == len(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    models = [load_model(out / train.MODEL) for out in (one, other)]
+    assert models[0].record == models[1].record
+    weights = [model.network.state_dict() for model in models]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_a_locator_learns_brain_against_the_rest(folder, tmp_path):
-    network = NetworkConfig(features=(4, 8), convs=(1, 1), channels_out=2)
-    config = tiny_config(target="brain", head="joint", network=network, steps=1)
-    model = load_model(run_training([folder], tmp_path, config))
-    assert model.head.table.structures == ("background", "brain")
+class Killed(BaseException):
+    """What no handler catches, as no process survives SIGKILL."""
 
 
-def test_samples_depend_on_seed_step_and_number(folder, monkeypatch):
-    maps, _ = load_maps([folder], "labels")
-    drawn = []
-    real = train.draw
+@pytest.fixture
+def killed(monkeypatch):
+    """killed(moment, folder, ...): run until just before or after step number `moment`."""
+    real = train.train_step
 
-    def spy(source, config, shape, fill, rng, pool):
-        drawn.append(int(rng.integers(2**62)))
-        return real(source, config, shape, fill, rng, pool)
+    def call(moment: int, *given, after: bool = False) -> None:
+        def spy(state, *rest):
+            if state.step == moment and not after:
+                raise Killed
+            result = real(state, *rest)
+            if state.step == moment + 1 and after:
+                raise Killed
+            return result
 
-    monkeypatch.setattr(train, "draw", spy)
-    for seed in (1, 1, 2):
-        config = tiny_config(seed=seed, batch=2)
-        state = new_state(config, HEAD, CPU)
-        for _ in range(2):
-            train_step(state, maps, np.ones(1), config, HEAD, CPU)
-    first, again, other = (drawn[k : k + 4] for k in (0, 4, 8))
-    assert first == again and len({*first, *other}) == 8
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(train, "train_step", spy)
+            run(*given)
 
-
-def test_a_grown_run_starts_from_the_coarse_one(folder, tmp_path):
-    coarse = run_training([folder], tmp_path / "coarse", tiny_config(steps=1))
-    network = NetworkConfig(features=(4, 4, 8), convs=(1, 1, 1))
-    config = tiny_config(shape=(32, 48, 32), start_from=str(coarse), network=network, steps=2)
-    state = new_state(config, HEAD, CPU)
-    expected = load_model(coarse).network.state_dict()["heads.1.weight"]
-    assert torch.equal(state.network.state_dict()["heads.2.weight"], expected)
-    run_training([folder], tmp_path / "fine", config, max_minutes=0)
-    coarse.unlink()
-    resumed = run_training([folder], tmp_path / "fine", config)
-    assert load_model(resumed).record["steps"] == 2
-    with pytest.raises(InputMissing, match="no such weights file"):
-        run_training([folder], tmp_path / "another", config)
+    return call
 
 
-def test_a_run_starts_from_a_model_of_its_own_architecture(folder, tmp_path):
-    first = run_training([folder], tmp_path / "first", tiny_config(steps=1))
-    state = new_state(tiny_config(start_from=str(first), seed=9), HEAD, CPU)
-    expected = load_model(first).network.state_dict()
-    assert all(torch.equal(expected[k], v) for k, v in state.network.state_dict().items())
-
-
-def test_loss_on_a_lattice_is_close_to_the_loss_everywhere(folder):
-    maps, _ = load_maps([folder], "labels")
-    losses = []
-    for loss_step in (1, 2):
-        config = tiny_config(loss_step=loss_step)
-        state = new_state(config, HEAD, CPU)
-        losses.append(train_step(state, maps, np.ones(1), config, HEAD, CPU))
-    assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
-
-
-def test_the_finest_level_may_learn_faster():
-    config = tiny_config(finest_rate=5.0, rate=1e-3, warm_up=0)
-    state = new_state(config, HEAD, CPU)
-    finest, rest = state.network.by_level()
-    assert len(finest) + len(rest) == len(list(state.network.parameters()))
-    assert any(finest[0] is p for p in state.network.encoders[0].parameters())
-    before = finest[0].clone(), rest[0].clone()
-    for group in state.optimiser.param_groups:
-        group["lr"] = learning_rate(config, 0) * group["scale"]
-    for parameter in state.network.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    state.optimiser.step()  # Adam's first step is the rate in every weight
-    torch.testing.assert_close(before[0] - finest[0], torch.full_like(finest[0], 5e-3))
-    torch.testing.assert_close(before[1] - rest[0], torch.full_like(rest[0], 1e-3))
-
-
-def test_growing_from_another_architecture(folder, tmp_path):
-    coarse = run_training([folder], tmp_path, tiny_config(steps=1))
-    network = NetworkConfig(features=(4, 4, 16), convs=(1, 1, 1))
-    config = tiny_config(shape=(32, 48, 32), start_from=str(coarse), network=network)
-    with pytest.raises(BadData, match=r"model\.safetensors: a model of another architecture"):
-        new_state(config, HEAD, CPU)
-
-
-def test_channels_must_answer_for_the_labels():
-    config = tiny_config(network=NetworkConfig(features=(4,), convs=(1,), channels_out=5))
-    with pytest.raises(BadData, match="channels_out is 5; set it to 21 for head 'sided'"):
-        new_state(config, HEAD, CPU)
-
-
-def test_learning_rate_by_hand():
-    config = tiny_config(rate=2.0, rate_end=0.1, warm_up=10, steps=110)
-    assert learning_rate(config, 0) == pytest.approx(0.2)
-    assert learning_rate(config, 9) == pytest.approx(2.0)
-    assert learning_rate(config, 60) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
-    assert learning_rate(config, 110) == learning_rate(config, 999) == pytest.approx(0.2)
-
-
-def test_shares_are_divided_among_the_maps_of_a_data_set(folder):
-    (one,), _ = load_maps([folder], "labels")
-    maps = [replace(one, dataset=name) for name in ("a", "a", "a", "b")]
-    np.testing.assert_allclose(probabilities_of(maps, {}), [1 / 6, 1 / 6, 1 / 6, 1 / 2])
-    np.testing.assert_allclose(probabilities_of(maps, {"a": 3.0}), [0.25] * 4)
-    np.testing.assert_allclose(probabilities_of(maps, {"b": 0.0}), [1 / 3] * 3 + [0])
-    for weights, complaint in (
-        ({"c": 1.0}, "no data set is named 'c'; known are a, b"),
-        ({"a": 0.0, "b": 0.0}, "at least one above 0"),
-        ({"a": -1.0}, "must not be negative"),
-    ):
-        with pytest.raises(BadData, match=complaint):
-            probabilities_of(maps, weights)
-
-
-def test_average_follows_the_weights(folder):
-    maps, _ = load_maps([folder], "labels")
-    config = tiny_config(average=0.9)
-    state = new_state(config, HEAD, CPU)
-    start = state.network.heads[0].bias.detach().clone()
-    train_step(state, maps, np.ones(1), config, HEAD, CPU)
-    new = state.network.heads[0].bias.detach()
-    assert not torch.equal(new, start)
-    # The decay of the first step is (1 + 1) / (10 + 1), below the configured one.
-    torch.testing.assert_close(state.average.heads[0].bias.detach(), start + 9 / 11 * (new - start))
-
-
-def test_a_gradient_that_is_not_finite_changes_nothing(folder, monkeypatch, tmp_path):
-    maps, _ = load_maps([folder], "labels")
-    real = train.label_set_loss
-    monkeypatch.setattr(train, "label_set_loss", lambda *given: math.nan * real(*given))
-    state = new_state(tiny_config(), HEAD, CPU)
-    before = {name: value.clone() for name, value in state.network.state_dict().items()}
-    assert math.isnan(train_step(state, maps, np.ones(1), tiny_config(), HEAD, CPU))
-    assert all(torch.equal(before[n], v) for n, v in state.network.state_dict().items())
-    with pytest.raises(AppError, match="no longer a finite number"):
-        one_step_at_a_time(folder, tmp_path)
-    assert not (tmp_path / "state.pt").exists()
-
-
-class TestCheckpoints:
+class TestResume:
     @pytest.fixture
-    def state(self):
-        return new_state(tiny_config(), HEAD, CPU)
+    def whole(self, folder, tmp_path_factory):
+        """whole(config) -> the folder of an undisturbed run."""
 
-    def test_truncated(self, state, tmp_path):
-        path = tmp_path / "state.pt"
-        save_state(path, state)
-        content = path.read_bytes()
-        for kept in (0, 100, len(content) // 2, len(content) - 10):
-            path.write_bytes(content[:kept])
-            with pytest.raises(BadData, match=r"state\.pt: truncated, or no checkpoint"):
-                restore_state(path, state)
+        def get(config):
+            return run(folder, tmp_path_factory.mktemp("whole"), config).parent
 
-    @pytest.mark.parametrize("content", [b"hello", b"\x80\x02.", b"PK\x03\x04" + bytes(60)])
-    def test_no_checkpoint_at_all(self, state, tmp_path, content):
-        path = tmp_path / "state.pt"
-        path.write_bytes(content)
-        with pytest.raises(BadData, match="truncated, or no checkpoint"):
-            restore_state(path, state)
+        return get
 
-    def test_of_another_architecture(self, state, tmp_path):
-        wider = NetworkConfig(features=(4, 16), convs=(1, 1))
-        save_state(tmp_path / "state.pt", new_state(tiny_config(network=wider), HEAD, CPU))
-        with pytest.raises(BadData, match=r"state\.pt: a checkpoint of another architecture"):
-            restore_state(tmp_path / "state.pt", state)
+    @pytest.mark.parametrize("config", [tiny_config(), COARSE_FIRST], ids=["fine", "coarse first"])
+    def test_one_step_at_a_time(self, folder, tmp_path, whole, config):
+        for done in range(4):
+            lines = one_step_at_a_time(folder, tmp_path, config)
+            assert (f"resumed at step {done}" in lines) == (done > 0)
+        assert_same_run(whole(config), tmp_path, config)
+        # A run that is done stays as it is.
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        assert "resumed at step 4" in one_step_at_a_time(folder, tmp_path, config)
+        assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
-    @pytest.mark.parametrize("foreign", [{"epoch": 3}, [1, 2]], ids=["keys", "list"])
-    def test_of_another_program(self, state, tmp_path, foreign):
-        torch.save(foreign, tmp_path / "state.pt")
-        with pytest.raises(BadData, match="another architecture"):
-            restore_state(tmp_path / "state.pt", state)
+    @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+    @pytest.mark.parametrize("moment", range(4))
+    def test_a_kill_at_any_step(self, folder, tmp_path, whole, killed, moment, after):
+        """With a checkpoint at every step; the growth is at step 2."""
+        config = replace(COARSE_FIRST, checkpoint_minutes=0)
+        killed(moment, folder, tmp_path, config, after=after)
+        lines: list[str] = []
+        run(folder, tmp_path, config, progress=lines.append)
+        assert (f"resumed at step {moment}" in lines) == (moment > 0)
+        assert ("step 2: the finest level is grown" in lines) == (moment < 2)
+        assert_same_run(whole(config), tmp_path, config)
 
-    def test_a_full_disk_leaves_the_last_one(self, state, tmp_path, monkeypatch):
-        path = tmp_path / "state.pt"
-        save_state(path, state)
-        before = path.read_bytes()
+    def test_a_kill_long_after_a_checkpoint(self, folder, tmp_path, whole, killed):
+        """The steps since then are made again, across the growth, and are in the table once."""
+        one_step_at_a_time(folder, tmp_path, COARSE_FIRST)
+        killed(3, folder, tmp_path, COARSE_FIRST)
+        assert saved_step(tmp_path) == 1
+        run(folder, tmp_path, COARSE_FIRST)
+        assert_same_run(whole(COARSE_FIRST), tmp_path, COARSE_FIRST)
 
-        def full(_: int) -> None:
-            raise OSError(28, "No space left on device")
+    def test_a_kill_before_the_first_checkpoint(self, folder, tmp_path, whole, killed):
+        killed(2, folder, tmp_path, tiny_config())
+        lines: list[str] = []
+        run(folder, tmp_path, progress=lines.append)
+        assert not any("resumed" in line for line in lines)
+        assert_same_run(whole(tiny_config()), tmp_path)
 
-        monkeypatch.setattr("os.fsync", full)
-        with pytest.raises(StorageProblem, match=r"state\.pt: the disk or your quota is full"):
-            save_state(path, state)
-        assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    def test_the_table_has_every_step_once(self, folder, held_out, tmp_path, killed, monkeypatch):
+        monkeypatch.setattr(monitor, "REPORT_SECONDS", -1.0)
+        config = tiny_config(validate_minutes=0, checkpoint_minutes=0)
+        run(folder, tmp_path / "whole", config, [held_out])
+        real = train.save_state
 
-    def test_another_configuration(self, folder, tmp_path):
+        def not_the_third(out, state, *rest):
+            if state.step == 3:
+                raise Killed
+            real(out, state, *rest)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(train, "save_state", not_the_third)
+            run(folder, tmp_path / "parts", config, [held_out])
+        assert metrics(tmp_path / "parts")[-1][0] == "3"
+        run(folder, tmp_path / "parts", config, [held_out])
+        rows, expected = metrics(tmp_path / "parts"), metrics(tmp_path / "whole")
+        assert rows == expected
+        assert len({(number, name) for number, name, _ in rows}) == len(rows) == 4 * 4
+
+    def test_in_pieces(self, folder, tmp_path, whole, monkeypatch):
+        monkeypatch.setattr("bids_synthseg.learning.states.MIB", 20_000)
+        for _ in range(4):
+            one_step_at_a_time(folder, tmp_path, piece_mib=1)
+        assert len(state_files(tmp_path)) > 3
+        assert_same_run(whole(tiny_config()), tmp_path)
+
+    def test_another_configuration_is_refused(self, folder, tmp_path):
         one_step_at_a_time(folder, tmp_path)
         with pytest.raises(BadData, match="holds a run of another configuration"):
-            run_training([folder], tmp_path, tiny_config(rate=0.5))
-        (tmp_path / "config.json").unlink()
+            run(folder, tmp_path, tiny_config(rate=0.5))
+        (tmp_path / "run.json").unlink()
         with pytest.raises(BadData, match="holds a run of another configuration"):
-            run_training([folder], tmp_path, tiny_config())
+            run(folder, tmp_path)
+
+    def test_other_label_maps_are_refused(self, folder, held_out, tmp_path):
+        one_step_at_a_time(folder, tmp_path)
+        kept = state_files(tmp_path)[0].read_bytes()
+        for other in (Sources([held_out]), Sources([folder], [held_out])):
+            with pytest.raises(BadData, match="or other label maps; choose another folder"):
+                run_training(other, tmp_path, tiny_config())
+        assert state_files(tmp_path)[0].read_bytes() == kept
+
+    def test_nothing_to_resume(self, folder, tmp_path):
+        with pytest.raises(InputMissing, match="holds no training run to resume"):
+            run(folder, tmp_path, must_resume=True)
+        one_step_at_a_time(folder, tmp_path)
+        run(folder, tmp_path, must_resume=True)
+        assert saved_step(tmp_path) == 4
+
+    def test_the_model_it_began_from_is_asked_for_once(self, folder, tmp_path):
+        earlier = run(folder, tmp_path / "earlier", tiny_config(steps=1))
+        config = tiny_config(seed=2, init_from=str(earlier))
+        one_step_at_a_time(folder, tmp_path / "later", config)
+        earlier.unlink()
+        run(folder, tmp_path / "later", config)
+        assert saved_step(tmp_path / "later") == 4
+        with pytest.raises(InputMissing, match="no such weights file"):
+            run(folder, tmp_path / "another", config)
+
+
+class TestFiles:
+    def test_a_run_leaves_them(self, folder, held_out, tmp_path):
+        out = tmp_path / "new" / "run"
+        path = run(folder, out, validation=[held_out], preset="/some/where/mine.toml")
+        assert {p.name for p in out.iterdir()} - {p.name for p in state_files(out)} == {
+            "README.md", "metrics.tsv", "model.safetensors", "run.json",
+        }  # fmt: skip
+        model = load_model(path)
+        assert (model.shape, model.fill) == ((16, 24, 16), tiny_config().fill)
+        assert model.record["maps"] == ["labels/sub-01"] and model.head == HEAD
+        assert [row[:2] for row in metrics(out)] == [
+            ["4", "loss"],
+            ["4", "held-out T1w"],
+            ["4", "held-out T2w"],
+            ["4", "held-out synthetic"],
+        ]
+        assert json.loads((out / "run.json").read_text())["config"]["shape"] == [16, 24, 16]
+        card = (out / "README.md").read_text()
+        assert "4 of 4 steps" in card and "mine.toml" in card and "| held-out " in card
+
+    def test_what_is_shared_has_no_paths(self, folder, held_out, tmp_path):
+        earlier = run(folder, tmp_path / "earlier", tiny_config(steps=1))
+        table = tmp_path / "own.tsv"
+        shipped = Path(train.__file__).parents[1] / "data" / "priors" / "newborn.tsv"
+        table.write_bytes(shipped.read_bytes())
+        contrast = replace(SynthesisConfig().contrast, prior=1.0, prior_table=str(table))
+        config = tiny_config(
+            init_from=str(earlier), synthesis=replace(SynthesisConfig(), contrast=contrast)
+        )
+        path = run(folder, tmp_path / "run", config, [held_out], preset=str(tmp_path / "mine.toml"))
+        record = load_model(path).record
+        assert record["config"]["init_from"] == "model.safetensors"
+        for text in (json.dumps(record), (path.parent / "README.md").read_text()):
+            assert str(tmp_path) not in text and str(folder.parent) not in text
+            assert str(Path.home()) not in text and "own.tsv" in text
+
+    def test_an_output_that_cannot_be(self, folder, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(AppError, match="in the way"):
+            run(folder, tmp_path / "file" / "out")
+
+    def test_a_full_disk_leaves_the_last_checkpoint(self, folder, tmp_path, monkeypatch):
+        run(folder, tmp_path / "whole")
+        one_step_at_a_time(folder, tmp_path)
+        before = {path: path.read_bytes() for path in state_files(tmp_path)}
+        real = os.fsync
+
+        def full(number: int) -> None:
+            if ".state" in Path(f"/proc/self/fd/{number}").readlink().name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            with pytest.raises(StorageProblem, match=r"state.*: the disk or your quota is full"):
+                run(folder, tmp_path)
+        assert before == {path: path.read_bytes() for path in state_files(tmp_path)}
+        run(folder, tmp_path)
+        assert_same_run(tmp_path / "whole", tmp_path)
+
+
+class TestBest:
+    """With scores that the test sets: one structure, one image, a Dice per judgement."""
+
+    @pytest.fixture
+    def dice(self, monkeypatch):
+        values: list[float] = []
+
+        def scores(network, maps, *given):
+            return [Score("set", "map", "T1w", 0, "thalamus", values.pop(0))]
+
+        monkeypatch.setattr(train, "validate", scores)
+        return values
+
+    @pytest.mark.parametrize(
+        ("found", "kept", "best"),
+        [
+            ([0.5, 0.7, 0.6, 0.65], 2, 0.7),
+            ([0.5, 0.6, 0.7, 0.8], 4, 0.8),
+            ([0.5, 0.5, 0.4, 0.3], 1, 0.5),
+        ],
+    )
+    @pytest.mark.parametrize("resumed", [False, True], ids=["at once", "resumed"])
+    def test_it_is_kept(self, folder, tmp_path, dice, found, kept, best, resumed):
+        dice += found
+        config = tiny_config(validate_minutes=0)
+        if resumed:
+            for _ in found:
+                one_step_at_a_time(folder, tmp_path, config)
+        else:
+            run(folder, tmp_path, config)
+        assert not dice and saved_step(tmp_path) == 4
+        assert load_model(tmp_path / train.MODEL).record["steps"] == kept
+        state, _ = trained(tmp_path, config)
+        assert state.best == pytest.approx(best)
+        assert f"**{best:.3f}**" in state.judged[-1]
+        assert f"{kept} of 4 steps" in (tmp_path / "README.md").read_text()
+
+    def test_a_kill_cannot_bring_in_a_worse_one(self, folder, tmp_path, dice, killed):
+        """What was judged best is in the checkpoint as soon as it is on the disk."""
+        dice += [0.5, 0.9, 0.6, 0.7]
+        config = tiny_config(validate_minutes=0, checkpoint_minutes=LATER)
+        killed(2, folder, tmp_path, config)
+        run(folder, tmp_path, config)
+        assert load_model(tmp_path / train.MODEL).record["steps"] == 2
+
+    def test_dice_of_the_coarse_stage_is_no_measure_for_the_fine_one(self, folder, tmp_path, dice):
+        dice += [0.9, 0.3, 0.4, 0.35]
+        config = replace(COARSE_FIRST, validate_minutes=0)
+        run(folder, tmp_path, config)
+        model = load_model(tmp_path / train.MODEL)
+        assert model.record["steps"] == 3 and len(model.network.config.features) == 2
+
+    def test_without_anything_held_out_it_is_the_last(self, folder, tmp_path):
+        lines: list[str] = []
+        run(folder, tmp_path, tiny_config(validate_minutes=0), progress=lines.append)
+        assert load_model(tmp_path / train.MODEL).record["steps"] == 4
+        assert "step 4: nothing held out: the last checkpoint is taken" in lines
+        assert "Nothing was held out." in (tmp_path / "README.md").read_text()
+        assert {name for _, name, _ in metrics(tmp_path)} == {"loss"}
+
+
+class TestWithoutSafetensors:
+    """A bare machine writes checkpoints, and a whole one makes the model of them."""
+
+    @pytest.fixture
+    def bare(self, monkeypatch):
+        """bare(): a context in which the library is not installed."""
+        real = train.importlib.util.find_spec
+
+        def context():
+            patch = pytest.MonkeyPatch.context()
+            inner = patch.__enter__()
+            inner.setattr(
+                train.importlib.util,
+                "find_spec",
+                lambda name, *rest: None if name == "safetensors" else real(name, *rest),
+            )
+            return patch
+
+        return context
+
+    def test_a_run_that_ended_there(self, folder, held_out, tmp_path, bare):
+        patch = bare()
+        run(folder, tmp_path, validation=[held_out])
+        patch.__exit__(None, None, None)
+        assert not (tmp_path / train.MODEL).exists() and saved_step(tmp_path) == 4
+        assert trained(tmp_path, tiny_config())[0].best == -math.inf
+        path = run(folder, tmp_path, validation=[held_out])
+        state, _ = trained(tmp_path, tiny_config())
+        written = load_model(path).network.state_dict()
+        assert all(torch.equal(v, written[k]) for k, v in state.average.state_dict().items())
+        assert (tmp_path / "README.md").is_file()
+        rows = metrics(tmp_path)
+        assert len({(number, name) for number, name, _ in rows}) == len(rows)
+
+
+class TestTime:
+    def test_at_least_one_step_is_made(self, folder, tmp_path):
+        for done, minutes in ((1, 0.0), (2, -1.0)):
+            run(folder, tmp_path, max_minutes=minutes)
+            assert saved_step(tmp_path) == done
+
+    def test_it_adds_up_over_resumes(self, folder, tmp_path):
+        minutes = []
+        for _ in range(3):
+            one_step_at_a_time(folder, tmp_path)
+            minutes.append(trained(tmp_path, tiny_config())[0].minutes)
+        assert 0 < minutes[0] < minutes[1] < minutes[2]
+
+    def test_the_growth_does_not_lose_it(self, folder, tmp_path):
+        for _ in range(2):
+            one_step_at_a_time(folder, tmp_path, replace(COARSE_FIRST, steps=9))
+        before = trained(tmp_path, COARSE_FIRST)[0].minutes
+        one_step_at_a_time(folder, tmp_path, replace(COARSE_FIRST, steps=9))
+        assert trained(tmp_path, COARSE_FIRST)[0].minutes > before > 0
+
+    def test_how_often_it_judges_and_saves(self, folder, held_out, tmp_path, monkeypatch):
+        calls = {"judged": 0, "saved": 0}
+
+        def counted(name, real):
+            def call(*given):
+                calls[name] += 1
+                return real(*given)
+
+            return call
+
+        monkeypatch.setattr(train, "validate", counted("judged", train.validate))
+        monkeypatch.setattr(train, "save_state", counted("saved", train.save_state))
+        for validate_minutes, checkpoint_minutes, expected in (
+            (LATER, LATER, (1, 1)),
+            (0, LATER, (4, 4)),
+            (LATER, 0, (1, 4)),
+        ):
+            calls.update(judged=0, saved=0)
+            config = tiny_config(
+                validate_minutes=validate_minutes, checkpoint_minutes=checkpoint_minutes
+            )
+            out = tmp_path / f"{validate_minutes}-{checkpoint_minutes}"
+            run(folder, out, config, [held_out])
+            assert (calls["judged"], calls["saved"]) == expected
+
+
+class TestTraining:
+    def test_the_loss_falls(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setattr(monitor, "REPORT_SECONDS", -1.0)
+        config = tiny_config(
+            shape=(16, 16, 16),
+            steps=40,
+            rate=1e-2,
+            coarse_steps=20,
+            network=NetworkConfig(features=(6, 10, 12), convs=(1, 1, 1)),
+            synthesis=replace(UNTOUCHED, flip=0.5),
+        )
+        run(folder, tmp_path, config)
+        losses = [float(value) for _, name, value in metrics(tmp_path) if name == "loss"]
+        assert len(losses) == 40
+        assert np.mean(losses[15:20]) < 0.8 * np.mean(losses[:5])
+        # The grown network goes on from there.
+        assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[15:20])
+
+    def test_a_loss_that_is_not_finite_ends_the_run(self, folder, tmp_path, monkeypatch):
+        run(folder, tmp_path, max_minutes=0)
+        before = {path: path.read_bytes() for path in state_files(tmp_path)}
+        model = (tmp_path / train.MODEL).read_bytes()
+        real = step.training_loss
+        monkeypatch.setattr(step, "training_loss", lambda *given: math.nan * real(*given))
+        with pytest.raises(AppError, match="no longer a finite number"):
+            run(folder, tmp_path)
+        assert before == {path: path.read_bytes() for path in state_files(tmp_path)}
+        assert (tmp_path / train.MODEL).read_bytes() == model
+
+    def test_a_locator_learns_brain_against_the_rest(self, folder, held_out, tmp_path):
+        network = NetworkConfig(features=(4, 8), convs=(1, 1), channels_out=2)
+        config = tiny_config(target="brain", head="joint", network=network, steps=1)
+        model = load_model(run(folder, tmp_path, config, [held_out]))
+        assert model.head.table.structures == ("background", "brain")
+
+    def test_channels_must_answer_for_the_labels(self, folder, tmp_path):
+        config = tiny_config(network=NetworkConfig(features=(4, 8), convs=(1, 1), channels_out=5))
+        with pytest.raises(BadData, match="channels_out is 5; set it to 21"):
+            run(folder, tmp_path / "out", config)
+        assert not (tmp_path / "out").exists()
+
+    def test_heads_are_borrowed_where_asked(self, folder):
+        maps, _ = load_maps([folder])
+        said: list[str] = []
+        with_heads = replace(SynthesisConfig().head, borrowed=0.2, shells=0.2)
+        for head in (SynthesisConfig().head, with_heads):
+            config = tiny_config(synthesis=replace(SynthesisConfig(), head=head))
+            material = material_of(maps, config, HEAD, torch.device("cpu"), said.append)
+            assert material.donors == [] and material.chances.tolist() == [1.0]
+        assert any(line.startswith("labels: 1 maps, 100.0% of samples") for line in said)
 
 
 class TestValidation:
@@ -313,79 +487,100 @@ class TestValidation:
         seen = []
         real = train.train_step
 
-        def spy(state, maps, *given):
-            seen.extend(one.dataset for one in maps)
-            return real(state, maps, *given)
+        def spy(state, forward, material, *rest):
+            seen.extend(one.dataset for one in material.maps)
+            return real(state, forward, material, *rest)
 
         monkeypatch.setattr(train, "train_step", spy)
-        run_training([folder], tmp_path, tiny_config(steps=2), validation=[held_out])
+        run(folder, tmp_path, tiny_config(steps=2), [held_out])
         assert set(seen) == {"labels"}
-        assert {row[1].split("/")[0] for row in metrics(tmp_path)[1:]} == {"loss", "held-out"}
-        assert load_model(tmp_path / "model.safetensors").record["maps"] == ["labels/sub-01"]
+        assert {name.split()[0] for _, name, _ in metrics(tmp_path)} == {"loss", "held-out"}
+        assert load_model(tmp_path / train.MODEL).record["maps"] == ["labels/sub-01"]
+
+    def test_a_split_file_decides(self, folder, held_out, tmp_path):
+        table = tmp_path / "split.tsv"
+        table.write_text("dataset\tparticipant_id\tsplit\nheld-out\tsub-01\tvalidation\n")
+        said: list[str] = []
+        for target, n_labels in (("labels", len(HEAD.table)), ("brain", 2)):
+            config = tiny_config(target=target)
+            sources = Sources([folder, held_out], split_file=table)
+            split, head = gather_maps(sources, config, said.append)
+            assert [one.dataset for one in split.training] == ["labels"]
+            assert [one.dataset for one in split.validation] == ["held-out"]
+            assert split.validation[0].sets.shape[1] == len(head.table) == n_labels
+            assert any("split.tsv" in line for line in split.lines)
+        assert "1 label maps to train on, 1 to validate on, 2 labels" in said
 
     def test_a_folder_cannot_be_both(self, folder, held_out, tmp_path):
         again = folder.parent / ".." / folder.parent.name / folder.name
         with pytest.raises(UsageProblem, match="given for training and validation"):
-            run_training([folder], tmp_path, tiny_config(), validation=[held_out, again])
+            run(folder, tmp_path, validation=[held_out, again])
 
-    def test_validation_leaves_weights_and_samples_alone(self, folder, held_out, tmp_path):
-        paths = [
-            run_training([folder], tmp_path / name, tiny_config(validate_minutes=0), validation=v)
-            for name, v in (("with", [held_out]), ("without", []))
-        ]
-        states = [load_model(path).network.state_dict() for path in paths]
-        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-
-    def test_the_scan_is_shown_as_it_is(self, folder):
-        maps, table = load_maps([folder], "labels")
-        shown = []
-
-        class Spy(UNet):
-            def forward(self, image):
-                shown.append(image[0, 0])
-                return super().forward(image)
-
-        network = Spy(tiny_config().network)
-        config = tiny_config(shape=(20, 24, 18), fill=0.9)
-        one = replace(maps[0].source, voxel_mm=(1, 1, 1), extent_mm=(18, 21.6, 16.2))
-        validation_dice(network, [replace(maps[0], source=one)], config, Head(table))
-        torch.testing.assert_close(shown[0], to_rank(one.images[0].float()), atol=0.03, rtol=0)
-
-    def test_mean_dice_by_hand(self):
-        sets = np.zeros((4, 3), dtype=bool)
-        sets[0, 0] = sets[1, 1] = True
-        sets[2, [1, 2]] = True
-        sets[3, [0, 2]] = True  # may be background: not judged
-        classes = torch.tensor([0, 1, 1, 2, 3]).view(5, 1, 1)
-        labels = torch.tensor([0, 1, 2, 2, 1]).view(5, 1, 1)
-        # {1}: 1 of 2 hit, 2 found; {1, 2}: 1 of 1 hit, 4 found
-        assert mean_dice(labels, classes, sets) == pytest.approx((2 * 1 / 4 + 2 * 1 / 5) / 2)
-        assert math.isnan(mean_dice(labels, classes.clamp(max=0), sets))
+    def test_it_leaves_weights_and_samples_alone(self, folder, held_out, tmp_path):
+        for name, validation in (("with", [held_out]), ("without", [])):
+            run(folder, tmp_path / name, tiny_config(validate_minutes=0), validation)
+        (_, ours), (_, theirs) = (
+            trained(tmp_path / name, tiny_config()) for name in ("with", "without")
+        )
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 class TestBadInput:
     def test_no_data_set(self, tmp_path):
         with pytest.raises(InputMissing, match="no label data sets given"):
-            run_training([], tmp_path, tiny_config())
+            run_training(Sources([]), tmp_path, tiny_config())
 
     def test_an_empty_data_set(self, tmp_path):
         with pytest.raises(InputMissing, match="to train on"):
-            run_training([tmp_path], tmp_path / "out", tiny_config())
+            run(tmp_path, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    def test_an_output_that_cannot_be(self, folder, tmp_path):
-        (tmp_path / "file").touch()
-        with pytest.raises(AppError, match="in the way"):
-            run_training([folder], tmp_path / "file" / "out", tiny_config())
+
+class TestBareEntry:
+    @pytest.fixture(autouse=True)
+    def quiet_log(self, monkeypatch):
+        monkeypatch.setattr(logging, "basicConfig", lambda **options: None)
+
+    @pytest.fixture
+    def pack(self, folder, tmp_path) -> Path:
+        write_pack(tmp_path / "maps.npz", *load_maps([folder]))
+        return tmp_path / "maps.npz"
+
+    @pytest.fixture
+    def toml(self, tmp_path) -> Path:
+        path = tmp_path / "tiny.toml"
+        path.write_text(toml_of(tiny_config()))
+        assert read_config(path) == tiny_config()
+        return path
+
+    def test_it_trains_from_a_pack(self, pack, toml, tmp_path, capsys):
+        words = [pack, tmp_path / "run", "--config", toml, "--device", "cpu"]
+        for done, more in ((1, ["--max-minutes", 0]), (4, ["--checkpoint-piece-mib", 1])):
+            assert main([str(word) for word in (*words, *more)]) == 0
+            assert saved_step(tmp_path / "run") == done
+        assert load_model(tmp_path / "run" / train.MODEL).record["maps"] == ["labels/sub-01"]
+
+    def test_from_a_model(self, pack, folder, toml, tmp_path):
+        earlier = run(folder, tmp_path / "earlier", tiny_config(steps=1))
+        words = [pack, tmp_path / "run", "--config", toml, "--device", "cpu", "--max-minutes", 0]
+        assert main([str(word) for word in (*words, "--init-from", earlier)]) == 0
+        record = load_model(tmp_path / "run" / train.MODEL).record
+        assert record["config"]["init_from"] == "model.safetensors"
+
+    def test_what_a_user_can_mend_is_one_line(self, toml, tmp_path, capsys):
+        words = [tmp_path / "none.npz", tmp_path / "run", "--config", toml, "--device", "cpu"]
+        assert main([str(word) for word in words]) == InputMissing.exit_code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("Error: ") and "none.npz" in line
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_cuda_run_agrees_with_the_cpu(folder, held_out, tmp_path):
+@pytest.mark.parametrize("config", [tiny_config(precision="fp32"), COARSE_FIRST, tiny_config()])
+def test_a_cuda_run_agrees_with_the_cpu(folder, held_out, tmp_path, config):
     losses = []
     for device in ("cpu", "cuda"):
-        run_training(
-            [folder], tmp_path / device, tiny_config(), validation=[held_out], device=device
-        )
-        losses.append(float(metrics(tmp_path / device)[1][2]))
+        out = tmp_path / device
+        run(folder, out, config, [held_out], device=device)
+        losses.append({name: float(value) for _, name, value in metrics(out)}["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)

@@ -4,10 +4,14 @@ An unknown key is an error that names it.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from bids_synthseg.errors import BadData, InputMissing
+from bids_synthseg.learning.loss import LossConfig
+from bids_synthseg.learning.sampling import SamplingConfig
+from bids_synthseg.learning.transfer import FREEZABLE
 from bids_synthseg.models.heads import KINDS
 from bids_synthseg.models.unet import NetworkConfig
 from bids_synthseg.synthesis.recipe import SynthesisConfig
@@ -20,56 +24,97 @@ except ModuleNotFoundError:  # Python 3.10
 Config = TypeVar("Config")
 
 
+SCHEDULES = ("cosine", "constant")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One run.
 
-    `shape`: working grid in voxels; `fill`: fraction of it that the brain's box takes; `pool`:
-    samples are painted on a grid finer by this factor; `target`: "labels", or "brain" for a
-    locator; `head`: kind of models.heads.Head; `batch`: samples per step; `rate`: highest learning
-    rate of Adam, reached after `warm_up` steps; `rate_end`: the final one as a fraction of it;
-    `finest_rate`: multiple of the rate for the finest level (a level that was grown starts from
-    zero, and Adam's steps are no longer than the rate: at 1 it sleeps for hundreds of steps);
-    `clip`: largest norm of the gradient; `average`: decay of the exponential moving average of the
-    weights; `loss_step`: the loss looks at every so many voxels of the first two axes, at places
-    that change; `start_from`: a model file to start from, of the same architecture or without its
-    finest level (then trained on a grid half of `shape`); `weights`:
-    relative share of each data set by folder name (1 where absent).
+    The grid: `shape` in voxels; `voxel_mm`: their side, or 0 where the brain decides: its box then
+    takes `fill` of the grid; `pool`: samples are painted on a grid finer by this factor.
+
+    The answer: `target`: "labels", or "brain" for a locator; `head`: kind of models.heads.Head.
+
+    The steps: `steps` in all, of which the first `coarse_steps` on a grid half as fine, without the
+    network's finest level (learning.start); `batch`: samples per pass, on each device;
+    `accumulate`: passes per step; `rate`: highest learning rate of Adam, reached after `warm_up`
+    steps; `schedule`: "cosine" down to `rate_end` of the rate at the last of `steps`, or
+    "constant"; `finest_rate`: multiple of the rate for the finest level (a level that was grown
+    starts from zero, and Adam's steps are no longer than the rate: at 1 it sleeps for hundreds of
+    steps); `clip`: largest norm of the gradient; `average`: decay of the exponential moving average
+    of the weights; `loss_step`: the loss looks at every so many voxels of the first two axes, at
+    places that change; `freeze`: parts of the network that stay as they are (learning.transfer);
+    `precision`: "auto" is bf16 on a GPU and fp32 elsewhere; `compile`: let torch.compile fuse the
+    network.
+
+    The rest: `seed` of everything random; `init_from`: a model file to start from, "shipped" for
+    the weights that come with this version; `checkpoint_minutes`, `validate_minutes`: how often;
+    `held_out`: share of the subjects kept for validation where no split is given; `floor`: Dice
+    below which a structure counts as lost when checkpoints are compared.
     """
 
     shape: tuple[int, int, int] = (80, 112, 96)
+    voxel_mm: float = 0.0
     fill: float = 0.92
     pool: int = 1
     target: str = "labels"
     head: str = "sided"
     steps: int = 10_000
+    coarse_steps: int = 0
     batch: int = 2
+    accumulate: int = 1
     rate: float = 1e-3
     rate_end: float = 0.02
+    schedule: str = "cosine"
     finest_rate: float = 1.0
     warm_up: int = 100
     clip: float = 1.0
     average: float = 0.998
-    seed: int = 1
     loss_step: int = 1
-    start_from: str = ""
+    freeze: tuple[str, ...] = ()
+    precision: str = "auto"
+    compile: bool = False
+    seed: int = 1
+    init_from: str = ""
     checkpoint_minutes: float = 3.0
     validate_minutes: float = 10.0
-    weights: dict[str, float] = field(default_factory=dict)
+    held_out: float = 0.1
+    floor: float = 0.2
+    loss: LossConfig = field(default_factory=LossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
 
     def __post_init__(self) -> None:
-        if self.target not in ("labels", "brain"):
-            raise ValueError(f"target must be 'labels' or 'brain', not {self.target!r}")
-        if self.head not in KINDS:
-            raise ValueError(f"head must be one of {KINDS}, not {self.head!r}")
-        if min(self.steps, self.batch, self.pool, self.loss_step) < 1 or not 0 < self.fill <= 1:
-            raise ValueError("steps, batch, pool and loss_step must be at least 1, fill in 0..1")
+        for name, allowed in (
+            ("target", ("labels", "brain")),
+            ("head", KINDS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        if self.coarse_steps and (self.coarse_steps < 0 or len(self.network.features) < 2):
+            raise ValueError("coarse_steps: not negative, and 0 for a network of one level")
+        if unknown := sorted(set(self.freeze) - set(FREEZABLE)):
+            raise ValueError(f"freeze: {unknown[0]!r} is none of {', '.join(FREEZABLE)}")
+        if "coarse" in self.freeze and self.coarse_steps:
+            raise ValueError(
+                "freeze = ['coarse'] leaves nothing to learn in coarse_steps; drop one"
+            )
+        counts = (self.steps, self.batch, self.accumulate, self.pool, self.loss_step)
+        if min(counts) < 1 or not 0 < self.fill <= 1:
+            raise ValueError(
+                "steps, batch, accumulate, pool and loss_step must be at least 1, fill in 0..1"
+            )
         if min(self.rate, self.finest_rate, self.clip) <= 0 or not 0 <= self.average < 1:
             raise ValueError(
                 "rate, finest_rate and clip must be above 0, average at least 0 and below 1"
             )
+        if not 0 <= self.held_out < 1 or self.voxel_mm < 0:
+            raise ValueError("held_out must be at least 0 and below 1, voxel_mm not negative")
         if len(self.shape) != 3 or any(n < 1 or n % self.network.divisor for n in self.shape):
             raise ValueError(
                 f"shape {list(self.shape)}: each of 3 sides must be a multiple of "
@@ -77,14 +122,29 @@ class TrainConfig:
             )
 
 
-def read_config(path: Path) -> TrainConfig:
-    """A TrainConfig from a TOML file. Raises InputMissing, or BadData naming file and key."""
+def presets() -> tuple[str, ...]:
+    """Names of the configurations that are shipped in data/presets."""
+    found = (files("bids_synthseg") / "data" / "presets").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in found))
+
+
+def read_config(source: str | Path) -> TrainConfig:
+    """A TrainConfig from a TOML file or from the preset of that name.
+
+    Raises InputMissing where neither exists, BadData naming file and key.
+    """
+    path = files("bids_synthseg") / "data" / "presets" / f"{source}.toml"
+    if str(source) not in presets():
+        path = Path(source)
     if not path.is_file():
-        raise InputMissing(f"{path}: no such configuration file; check --config")
+        raise InputMissing(
+            f"{source}: no such configuration file; give a TOML file, or one of the presets "
+            f"{', '.join(presets())}"
+        )
     try:
         return build(TrainConfig, tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as problem:
-        raise BadData(f"{path}: {problem}") from problem
+        raise BadData(f"{source}: {problem}") from problem
 
 
 def build(kind: type[Config], values: dict[str, Any], where: str = "") -> Config:
@@ -103,19 +163,24 @@ def build(kind: type[Config], values: dict[str, Any], where: str = "") -> Config
         elif _fits(value, hints[key]):
             arguments[key] = tuple(value) if isinstance(value, list) else value
         else:
-            named = getattr(hints[key], "__name__", "value")
-            wanted = "table of keys" if is_dataclass(hints[key]) else _WORDS.get(named, named)
-            raise ValueError(f"key {where + key!r}: {value!r} is no {wanted}")
+            raise ValueError(f"key {where + key!r}: {value!r} is no {_in_words(hints[key])}")
     return kind(**arguments)
 
 
 _WORDS = {
-    "int": "whole number",
-    "float": "number",
-    "str": "text in quotes",
-    "tuple": "list of whole numbers",
-    "dict": "table of numbers",
+    int: "whole number",
+    float: "number",
+    str: "text in quotes",
+    bool: "true or false",
 }
+
+
+def _in_words(hint: Any) -> str:
+    """What a field wants, for a message."""
+    if get_origin(hint) is tuple:
+        several = "texts in quotes" if get_args(hint)[0] is str else f"{_WORDS[get_args(hint)[0]]}s"
+        return f"list of {several}"
+    return _WORDS.get(hint, "table of keys" if is_dataclass(hint) else "table of numbers")
 
 
 def _fits(value: Any, hint: Any) -> bool:

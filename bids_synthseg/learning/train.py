@@ -1,313 +1,359 @@
-"""The training loop, top to bottom: sample, draw, render, network, loss, step, save.
+"""A training run, top to bottom: label maps, first state, steps, validation, checkpoints, card.
 
-Everything random about a sample comes from (seed, step, number in the batch), so a resumed run
-sees the samples it would have seen, and nothing but weights, optimiser and step need saving.
+    python -m bids_synthseg.learning.train PACK OUT [--config TOML] [--max-minutes M] ...
+
+is the same run for a machine that has torch and numpy alone.
 """
 
-import io
+import argparse
+import importlib.util
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import nn
 
 from bids_synthseg import __version__
+from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import AppError, BadData, InputMissing, UsageProblem
-from bids_synthseg.learning.config import TrainConfig
-from bids_synthseg.learning.datasets import TrainingMap, load_maps
-from bids_synthseg.learning.loss import label_set_loss
-from bids_synthseg.learning.validation import validation_dice
-from bids_synthseg.models.checkpoint import Model, load_model, save_model
+from bids_synthseg.learning.card import RunRecord, data_sets, model_card
+from bids_synthseg.learning.config import TrainConfig, read_config
+from bids_synthseg.learning.distributed import Team, team
+from bids_synthseg.learning.maps import BRAIN_TABLE, TrainingMap, of_brain
+from bids_synthseg.learning.monitor import Monitor
+from bids_synthseg.learning.preview import preview_sheet
+from bids_synthseg.learning.sampling import map_chances
+from bids_synthseg.learning.selection import headline, judge, markdown_table
+from bids_synthseg.learning.split import Split, split_maps
+from bids_synthseg.learning.start import empty_state, first_state, grown_state, stage_of
+from bids_synthseg.learning.states import State, has_state, restore_state, save_state, saved_step
+from bids_synthseg.learning.step import Material, donors_of, train_step
+from bids_synthseg.learning.validation import validate
+from bids_synthseg.models.checkpoint import Model, save_model
 from bids_synthseg.models.heads import Head
-from bids_synthseg.models.inputs import network_input
-from bids_synthseg.models.unet import NetworkConfig, UNet, grow
-from bids_synthseg.storage import atomic_file, explain, make_folder, write_text
-from bids_synthseg.synthesis.recipe import draw, render
+from bids_synthseg.models.unet import Pyramid
+from bids_synthseg.storage import file_sha256, make_folder, write_text
 
 log = logging.getLogger(__name__)
 
-REPORT_SECONDS = 30
-"""Time between two lines of progress."""
+MODEL = "model.safetensors"
+
+AGREE_STEPS = 10
+"""A team asks its leader for the time every so many steps: asking makes GPUs wait."""
 
 
-@dataclass
-class State:
-    """All that changes during a run; `average` is the network with averaged weights."""
+@dataclass(frozen=True)
+class Sources:
+    """Where label maps come from. `folders`: BIDS folders or packs; `validation`: more of them, to
+    look at but never to train on; without any, `split_file`, a column `split` of participants.tsv
+    or a held-out share decides."""
 
-    network: UNet
-    average: UNet
-    optimiser: torch.optim.Optimizer
-    step: int = 0
-
-
-def new_state(config: TrainConfig, head: Head, device: torch.device) -> State:
-    """Fresh weights, or those of a coarser model grown by one level.
-
-    Raises BadData where architecture and labels do not fit each other or the coarser model.
-    """
-    torch.manual_seed(config.seed)
-    wanted = config.network
-    if wanted.channels_out != head.n_channels:
-        raise BadData(
-            f"network.channels_out is {wanted.channels_out}; set it to {head.n_channels} for head "
-            f"{head.kind!r} and {len(head.table)} labels"
-        )
-    network = _started(Path(config.start_from), head, wanted) if config.start_from else UNet(wanted)
-    network = network.to(device)
-    average = UNet(wanted).to(device)
-    average.load_state_dict(network.state_dict())
-    return State(network, average, _optimiser(network, config))
-
-
-def _optimiser(network: UNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam, with a rate of its own for the finest level: see `TrainConfig.finest_rate`."""
-    finest, rest = network.by_level()
-    return torch.optim.Adam(
-        [{"params": finest, "scale": config.finest_rate}, {"params": rest, "scale": 1.0}],
-        lr=config.rate,
-    )
-
-
-def _started(path: Path, head: Head, wanted: NetworkConfig) -> UNet:
-    """The network of a model file, grown by the finest level of `wanted` if it lacks that."""
-    model = load_model(path)
-    network = model.network
-    if model.head == head and network.config != wanted:
-        network = grow(network, wanted.features[0], wanted.convs[0])
-    if model.head != head or network.config != wanted:
-        raise BadData(
-            f"{path}: a model of another architecture or other labels, levels "
-            f"{list(model.network.config.features)}; the configuration asks for "
-            f"{list(wanted.features)}, of which it may lack the first"
-        )
-    return network
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine down to `rate_end` of the rate."""
-    if step < config.warm_up:
-        return config.rate * (step + 1) / config.warm_up
-    progress = min(1.0, (step - config.warm_up) / max(1, config.steps - config.warm_up))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.rate * (config.rate_end + (1 - config.rate_end) * cosine)
-
-
-def probabilities_of(maps: Sequence[TrainingMap], weights: dict[str, float]) -> np.ndarray:
-    """(N,) chance of each map: a data set's share is divided evenly among its maps.
-
-    Raises BadData for a share of an unknown data set, or shares that leave nothing to draw.
-    """
-    names = [m.dataset for m in maps]
-    unknown = sorted(set(weights) - set(names))
-    if unknown:
-        known = ", ".join(sorted(set(names)))
-        raise BadData(f"weights: no data set is named {unknown[0]!r}; known are {known}")
-    shares = np.array([weights.get(name, 1.0) / names.count(name) for name in names])
-    if shares.min() < 0 or shares.sum() <= 0:
-        raise BadData("weights: shares must not be negative, and at least one above 0")
-    return shares / shares.sum()
-
-
-def train_step(
-    state: State,
-    maps: Sequence[TrainingMap],
-    chances: np.ndarray,
-    config: TrainConfig,
-    head: Head,
-    device: torch.device,
-) -> float:
-    """One optimiser step on `config.batch` samples; returns the loss.
-
-    `maps` lie on `device`. Where the gradient is not finite the weights stay as they are.
-    """
-    images, targets = [], []
-    for number in range(config.batch):
-        rng = np.random.default_rng([config.seed, state.step, number])
-        chosen = maps[rng.choice(len(maps), p=chances)]
-        drawn = draw(chosen.source, config.synthesis, config.shape, config.fill, rng, config.pool)
-        image, classes = render(chosen.source, drawn)
-        images.append(network_input(image, config.network.intensity))
-        targets.append((classes, chosen.sets))
-    for group in state.optimiser.param_groups:
-        group["lr"] = learning_rate(config, state.step) * group["scale"]
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits = state.network(torch.cat(images))
-    # On a fine grid neighbouring voxels say much the same: a lattice of them tells the loss enough.
-    step = config.loss_step
-    i, j = np.random.default_rng([config.seed, state.step, config.batch]).integers(step, size=2)
-    losses = [
-        label_set_loss(
-            logits[k : k + 1, :, i::step, j::step], classes[i::step, j::step], sets, head
-        )
-        for k, (classes, sets) in enumerate(targets)
-    ]
-    loss = torch.stack(losses).mean()
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
-    if torch.isfinite(norm):
-        state.optimiser.step()
-    state.step += 1
-    decay = min(config.average, (1 + state.step) / (10 + state.step))
-    with torch.no_grad():
-        weights = zip(state.average.parameters(), state.network.parameters(), strict=True)
-        for mean, new in weights:
-            mean.lerp_(new, 1 - decay)
-    return float(loss.detach())
-
-
-def save_state(path: Path, state: State) -> None:
-    """Everything an exact resume needs; an old file stays until the new one is complete.
-
-    Raises StorageProblem where the disk is full, CannotCreate where writing is not allowed.
-    """
-    content = {
-        "step": state.step,
-        "network": state.network.state_dict(),
-        "average": state.average.state_dict(),
-        "optimiser": state.optimiser.state_dict(),
-    }
-    # Not straight to the file: torch turns the operating system's errors into others.
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with atomic_file(path) as stream:
-        stream.write(buffer.getbuffer())
-
-
-def restore_state(path: Path, state: State) -> None:
-    """Load what `save_state` wrote.
-
-    Raises BadData for a file that is truncated, foreign, or of another architecture.
-    """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:  # the unpickler fails on a foreign file in any way there is
-        raise BadData(
-            f"{path}: truncated, or no checkpoint; delete it to begin anew, or copy it again"
-        ) from problem
-    try:
-        state.network.load_state_dict(saved["network"])
-        state.average.load_state_dict(saved["average"])
-        state.optimiser.load_state_dict(saved["optimiser"])
-        state.step = int(saved["step"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as problem:
-        raise BadData(
-            f"{path}: a checkpoint of another architecture; choose another folder for this run"
-        ) from problem
+    folders: Sequence[Path]
+    validation: Sequence[Path] = ()
+    participants: Sequence[str] = ()
+    sessions: Sequence[str] = ()
+    split_file: Path | None = None
 
 
 def run_training(
-    folders: Sequence[Path],
+    sources: Sources,
     out: Path,
     config: TrainConfig,
     *,
-    validation: Sequence[Path] = (),
     device: str = "cpu",
     max_minutes: float = math.inf,
+    piece_mib: int = 0,
+    must_resume: bool = False,
+    preset: str = "",
     progress: Callable[[str], None] = log.info,
 ) -> Path:
-    """Train, or go on where `out` holds a checkpoint of the same configuration.
+    """Train, or go on where `out` holds a checkpoint of the same configuration and label maps.
 
-    `folders` and `validation` are BIDS folders of label maps; none may be both, and `validation`
-    is looked at only with its real scans. Writes `model.safetensors` (averaged weights),
-    `state.pt`, `config.json` and `metrics.tsv` into `out` and returns the model's path; at least
-    one step is made, whatever `max_minutes` says. Raises AppError for everything a user can mend.
+    Writes into `out`: `model.safetensors`, the averaged weights of the best checkpoint (of the
+    last, where nothing is held out); `state.*`, what an exact resume needs, in pieces of at most
+    `piece_mib` where that is given; `metrics.tsv`, `preview.png`, `README.md` (the model's card)
+    and `run.json`. Returns the model's path; at least one step is made, whatever `max_minutes`
+    says. Under torchrun every process calls this alike. Raises AppError for what a user can mend.
     """
-    started = time.monotonic()
-    if not folders:
+    deadline = time.monotonic() + 60 * max_minutes
+    begun = has_state(out)
+    if must_resume and not begun:
+        raise InputMissing(f"{out}: holds no training run to resume; leave out --resume")
+    with team(torch.device(device)) as crew:
+        say = progress if crew.leads else _silent
+        split, head = gather_maps(sources, config, say)
+        settings = _settings(config, split)
+        if begun:
+            _check_same_run(out, settings)
+            state = empty_state(stage_of(config, saved_step(out)), crew.device)
+            restore_state(out, state)
+            say(f"resumed at step {state.step}")
+        else:
+            state = first_state(stage_of(config, 0), head, crew.device, say)
+        material = material_of(split.training, config, head, crew.device, say)
+        if crew.leads:
+            make_folder(out)
+            write_text(out / "run.json", settings)
+            if not begun:
+                preview_sheet(split.training, config, out / "preview.png", donors=material.donors)
+        Run(out, config, preset, split, material, crew, piece_mib, deadline, say).go(state)
+    return out / MODEL
+
+
+def gather_maps(
+    sources: Sources, config: TrainConfig, progress: Callable[[str], None]
+) -> tuple[Split, Head]:
+    """The label maps to train and to validate on, and the head that answers for their labels."""
+    if not sources.folders:
         raise InputMissing("no label data sets given; name at least one folder with dseg.tsv")
-    both = {Path(f).resolve() for f in folders} & {Path(f).resolve() for f in validation}
+    both = {Path(f).resolve() for f in sources.folders} & {
+        Path(f).resolve() for f in sources.validation
+    }
     if both:
         raise UsageProblem(f"{min(both)}: given for training and validation; take it from one")
-    settings = json.dumps(asdict(config), indent=1, sort_keys=True)
-    resumed = _is_begun(out, settings)
-    on = torch.device(device)
-    maps, table = load_maps(folders, config.target)
-    checks, _ = load_maps(validation, config.target)
-    maps, checks = _on_device(maps, on), _on_device(checks, on)
-    chances = probabilities_of(maps, config.weights)
-    head = Head(table, config.head)
-    progress(f"{len(maps)} label maps, {len(checks)} for validation, {len(table)} labels")
-    # A resumed run has its weights: it does not need the model it once grew from.
-    state = new_state(replace(config, start_from="") if resumed else config, head, on)
-    if resumed:
-        restore_state(out / "state.pt", state)
-        progress(f"resumed at step {state.step}")
-    make_folder(out)
-    write_text(out / "config.json", settings)
-    begun = saved = validated = reported = time.monotonic()
-    first_step, recent = state.step, []
-    while state.step < config.steps:
-        recent.append(train_step(state, maps, chances, config, head, on))
-        now = time.monotonic()
-        last = state.step == config.steps or now - started > 60 * max_minutes
-        if now - reported > REPORT_SECONDS or last:
-            loss = _mean_loss(recent, state.step)
-            rate = (state.step - first_step) / max(now - begun, 1e-9)
-            progress(
-                f"step {state.step}/{config.steps} loss {loss:.4f} "
-                f"{rate:.2f} steps/s, {(config.steps - state.step) / rate / 60:.0f} min left"
-            )
-            _record(out, state.step, "loss", loss)
-            reported, recent = now, []
-        if now - validated > 60 * config.validate_minutes or last:
-            for name, score in validation_dice(state.average, checks, config, head).items():
-                _record(out, state.step, name, score)
-                progress(f"step {state.step} {name} Dice {score:.3f}")
-            validated = time.monotonic()
-        if now - saved > 60 * config.checkpoint_minutes or last:
-            save_state(out / "state.pt", state)
-            save_model(out / "model.safetensors", _model(state, head, config, maps))
-            saved = time.monotonic()
-        if last:
-            break
-    return out / "model.safetensors"
+    maps, table = _load(sources.folders, config, sources.participants, sources.sessions)
+    if sources.validation:
+        checks, _ = _load(sources.validation, config)
+        split = Split(tuple(maps), tuple(checks), ())
+    else:
+        split = split_maps(maps, sources.split_file, config.held_out, config.seed)
+    for line in split.lines:
+        progress(line)
+    if config.target == "brain":
+        table = BRAIN_TABLE
+        training, validation = of_brain(split.training), of_brain(split.validation)
+        split = Split(tuple(training), tuple(validation), split.lines)
+    progress(
+        f"{len(split.training)} label maps to train on, {len(split.validation)} to validate on, "
+        f"{len(table)} labels"
+    )
+    return split, Head(table, config.head)
 
 
-def _is_begun(out: Path, settings: str) -> bool:
-    """Whether `out` holds a checkpoint; BadData where it is one of another configuration."""
-    if not (out / "state.pt").exists():
-        return False
-    written = out / "config.json"
-    if not written.is_file() or written.read_text(encoding="utf-8") != settings:
-        raise BadData(f"{out}: holds a run of another configuration; choose another folder")
-    return True
+def material_of(
+    maps: Sequence[TrainingMap],
+    config: TrainConfig,
+    head: Head,
+    device: torch.device,
+    progress: Callable[[str], None],
+) -> Material:
+    """What samples are made of, on the device."""
+    sampler = map_chances(maps, config.sampling)
+    for line in sampler.lines:
+        progress(line)
+    placed = [replace(one, source=one.source.to(device)) for one in maps]
+    donors = donors_of(placed) if config.synthesis.head.borrowed else []
+    return Material(placed, sampler.chances, donors, head)
 
 
-def _on_device(maps: Sequence[TrainingMap], device: torch.device) -> list[TrainingMap]:
-    return [replace(one, source=one.source.to(device)) for one in maps]
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last.
 
+    `preset`: what `config` was read from; `deadline` on the monotonic clock.
+    """
 
-def _mean_loss(losses: Sequence[float], step: int) -> float:
-    """Mean of the finite losses; AppError where there is none: the run has come apart."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if not finite:
-        raise AppError(
-            f"step {step}: the loss is no longer a finite number; train again with a lower rate"
+    out: Path
+    config: TrainConfig
+    preset: str
+    split: Split
+    material: Material
+    team: Team
+    piece_mib: int
+    deadline: float
+    say: Callable[[str], None]
+
+    def go(self, state: State) -> None:
+        """Step until the last one or the deadline; judge and save every few minutes, and then."""
+        config, clock = self.config, time.monotonic
+        monitor = None
+        if self.team.leads:
+            monitor = Monitor(self.out, config.steps, self.deadline, state.step, self.say)
+            monitor.picture(self.out / "preview.png")
+        forward = self._forward(state)
+        earlier, begun = state.minutes, clock()
+        judged = saved = begun
+        last = state.step >= config.steps
+        if last and not (self.out / MODEL).is_file():
+            self._judge(state, None)  # the last step was made where no model can be written
+        while not last:
+            stage = stage_of(config, state.step)
+            loss, making_s = train_step(state, forward, self.material, stage, self.team)
+            if state.step == config.coarse_steps:
+                state = grown_state(state, config, self.team.device)
+                forward = self._forward(state)
+                self.say(f"step {state.step}: the finest level is grown")
+            if monitor:
+                monitor.step(state.step, loss, making_s)
+            now = clock()
+            state.minutes = earlier + (now - begun) / 60
+            last = state.step >= config.steps
+            judge_now = save_now = False
+            if not last and state.step % (AGREE_STEPS if self.team.size > 1 else 1) == 0:
+                last, judge_now, save_now = self.team.agree(
+                    (
+                        now > self.deadline,
+                        now - judged > 60 * config.validate_minutes,
+                        now - saved > 60 * config.checkpoint_minutes,
+                    )
+                )
+            if last or judge_now or save_now:
+                if monitor:
+                    monitor.report(state.step)
+                if last or judge_now:
+                    self._judge(state, monitor)
+                    judged = clock()
+                # Also after judging: a resumed run must know of the best model that is on the disk.
+                if monitor:
+                    save_state(self.out, state, self.piece_mib)
+                saved = clock()
+        if monitor:
+            monitor.close()
+
+    def _forward(self, state: State) -> nn.Module:
+        """The state's network as the team runs it."""
+        network = self.team.wrap(Pyramid(state.network))
+        if self.config.compile:
+            network.compile()
+        return network
+
+    def _judge(self, state: State, monitor: Monitor | None) -> None:
+        """Validate the averaged weights, and keep them if they are the best so far.
+
+        Every process looks at its share of the maps. Where nothing is held out the last are best.
+        """
+        stage = stage_of(self.config, state.step)
+        mine = self.split.validation[self.team.rank :: self.team.size]
+        scores = self.team.gather(validate(state.average, mine, stage, self.material.head))
+        verdict = judge(scores, self.config.floor)
+        self.say(f"step {state.step}: {headline(verdict)}")
+        if monitor:
+            means = {f"{group.dataset} {group.kind}": group.mean for group in verdict.groups}
+            monitor.score(state.step, means)
+        if scores and not verdict.value > state.best:
+            return
+        if importlib.util.find_spec("safetensors") is None:
+            # What cannot be kept is not the best so far.
+            self.say("safetensors is not installed: run again where it is, for a model")
+            return
+        state.best = verdict.value if scores else state.best
+        state.judged = markdown_table(verdict)
+        if self.team.leads:
+            self._keep(state, stage)
+
+    def _keep(self, state: State, stage: TrainConfig) -> None:
+        """Write the model and its card."""
+        path = self.out / MODEL
+        save_model(path, model_of(state, self.material.head, stage, self.split))
+        record = RunRecord(
+            name=self.out.resolve().parent.name,
+            training=data_sets(self.split.training),
+            validation=data_sets(self.split.validation),
+            held_out=self.split.lines,
+            preset=self.preset,
+            config=without_paths(self.config),
+            steps=state.step,
+            device=str(self.team.device),
+            minutes=state.minutes,
+            judged=state.judged,
+            checksum=file_sha256(path),
         )
-    return float(np.mean(finite))
+        write_text(self.out / "README.md", model_card(record))
 
 
-def _model(state: State, head: Head, config: TrainConfig, maps: Sequence[TrainingMap]) -> Model:
+def model_of(state: State, head: Head, stage: TrainConfig, split: Split) -> Model:
+    """The averaged weights as a model that tells how it was made."""
     record = {
         "version": __version__,
         "steps": state.step,
-        "config": asdict(config),
-        "maps": [f"{m.dataset}/{m.name}" for m in maps],
+        "config": asdict(without_paths(stage)),
+        "maps": [f"{one.dataset}/{one.name}" for one in split.training],
     }
-    return Model(state.average, head, config.shape, config.fill, record)
+    return Model(state.average, head, stage.shape, stage.fill, record, stage.voxel_mm)
 
 
-def _record(out: Path, step: int, name: str, value: float) -> None:
-    path = out / "metrics.tsv"
+def without_paths(config: TrainConfig) -> TrainConfig:
+    """The configuration as others may read it: files by name, not by place."""
+    contrast = config.synthesis.contrast
+    contrast = replace(contrast, prior_table=Path(contrast.prior_table).name)
+    synthesis = replace(config.synthesis, contrast=contrast)
+    return replace(config, init_from=Path(config.init_from).name, synthesis=synthesis)
+
+
+def _load(
+    folders: Sequence[Path],
+    config: TrainConfig,
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
+) -> tuple[list[TrainingMap], LabelTable]:
+    # Reading NIfTI takes libraries that a machine with packed maps need not have.
+    from bids_synthseg.learning.datasets import load_maps
+
+    return load_maps(
+        folders,
+        participants=participants,
+        sessions=sessions,
+        with_clusters=config.synthesis.parts.probability > 0,
+    )
+
+
+def _settings(config: TrainConfig, split: Split) -> str:
+    """What a run is, for `run.json`: a checkpoint belongs to it alone."""
+    sides = {"training": split.training, "validation": split.validation}
+    names = {side: [f"{m.dataset}/{m.name}" for m in maps] for side, maps in sides.items()}
+    return json.dumps({"config": asdict(config), **names}, indent=1, sort_keys=True)
+
+
+def _check_same_run(out: Path, settings: str) -> None:
+    written = out / "run.json"
+    if not written.is_file() or written.read_text(encoding="utf-8") != settings:
+        raise BadData(
+            f"{out}: holds a run of another configuration or other label maps; choose another "
+            "folder"
+        )
+
+
+def _silent(line: str) -> None:
+    """What a process says that does not lead."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The bare entry: see the top of this module."""
+    parser = argparse.ArgumentParser(prog="python -m bids_synthseg.learning.train")
+    parser.add_argument("packs", nargs="+", type=Path, metavar="PACK")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--config", default="default", metavar="PRESET|TOML")
+    parser.add_argument("--validation", nargs="*", type=Path, default=[], metavar="PACK")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--init-from", default="", metavar="FILE")
+    parser.add_argument("--max-minutes", type=float, default=math.inf)
+    parser.add_argument("--checkpoint-piece-mib", type=int, default=0)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        new = not path.exists()
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(("step\tname\tvalue\n" if new else "") + f"{step}\t{name}\t{value:.5f}\n")
-    except OSError as problem:
-        raise explain(problem, path) from problem
+        config = read_config(given.config)
+        if given.init_from:
+            config = replace(config, init_from=given.init_from)
+        run_training(
+            Sources(given.packs, given.validation),
+            given.out,
+            config,
+            device=given.device,
+            max_minutes=given.max_minutes,
+            piece_mib=given.checkpoint_piece_mib,
+            preset=given.config,
+        )
+    except AppError as problem:
+        print(f"Error: {problem}", file=sys.stderr)
+        return problem.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

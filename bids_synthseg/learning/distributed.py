@@ -1,0 +1,71 @@
+"""Several processes that train one network, as `torchrun` starts them.
+
+Every process sees other samples of the same step; gradients are averaged by torch's
+DistributedDataParallel, so that all keep equal weights. A lone process is a team of one.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process's number `rank` among `size`, and the device it works on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes files and lines."""
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network with its gradients averaged over the team."""
+        if self.size == 1:
+            return network
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(network, device_ids=ids)
+
+    def agree(self, value: Any) -> Any:
+        """What the leader says, any small object that can be pickled."""
+        if self.size == 1:
+            return value
+        said = [value]
+        distributed.broadcast_object_list(said, src=0)
+        return said[0]
+
+    def gather(self, values: list) -> list:
+        """The lists of all processes behind one another, in order of rank."""
+        if self.size == 1:
+            return values
+        found: list = [None] * self.size
+        distributed.all_gather_object(found, values)
+        return [value for part in found for value in part]
+
+
+@contextmanager
+def team(device: torch.device) -> Iterator[Team]:
+    """The team that `torchrun`'s environment tells of, or a lone process on `device`.
+
+    On GPUs every process takes the one of its local rank.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Team(0, 1, device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Team(distributed.get_rank(), size, device)
+    finally:
+        distributed.destroy_process_group()

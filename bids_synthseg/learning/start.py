@@ -1,0 +1,105 @@
+"""Where a run begins: fresh weights, those of another model, or a coarse stage that grows.
+
+For its first `coarse_steps` a run trains the network without its finest level, on a grid half as
+fine, where steps cost an eighth; the finest level is then grown onto the same weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+
+from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.learning.config import TrainConfig
+from bids_synthseg.learning.states import State
+from bids_synthseg.learning.step import optimiser_of
+from bids_synthseg.learning.transfer import freeze, start_network
+from bids_synthseg.models.checkpoint import load_model
+from bids_synthseg.models.heads import Head
+from bids_synthseg.models.unet import NetworkConfig, UNet, grow
+
+SHIPPED = "shipped"
+"""`init_from` of the weights that come with this version."""
+
+
+def stage_of(config: TrainConfig, step: int) -> TrainConfig:
+    """The configuration that holds at a step: without the finest level at first."""
+    if step >= config.coarse_steps:
+        return config
+    network = replace(
+        config.network, features=config.network.features[1:], convs=config.network.convs[1:]
+    )
+    return replace(
+        config,
+        shape=tuple(n // 2 for n in config.shape),
+        voxel_mm=2 * config.voxel_mm,
+        pool=2 * config.pool,
+        loss_step=max(1, config.loss_step // 2),
+        network=network,
+        finest_rate=1.0,
+        coarse_steps=0,
+    )
+
+
+def first_state(
+    config: TrainConfig, head: Head, device: torch.device, progress: Callable[[str], None]
+) -> State:
+    """The state before the first step.
+
+    Raises BadData where architecture and labels do not fit each other or the model to start from.
+    """
+    torch.manual_seed(config.seed)
+    wanted = config.network
+    if wanted.channels_out != head.n_channels:
+        raise BadData(
+            f"network.channels_out is {wanted.channels_out}; set it to {head.n_channels} for head "
+            f"{head.kind!r} and {len(head.table)} labels"
+        )
+    if config.init_from:
+        return _state(_transferred(config.init_from, wanted, head, progress), config, device)
+    return _state(UNet(wanted), config, device)
+
+
+def empty_state(config: TrainConfig, device: torch.device) -> State:
+    """A state of the right architecture, for a checkpoint to be loaded into."""
+    return _state(UNet(config.network), config, device)
+
+
+def grown_state(state: State, config: TrainConfig, device: torch.device) -> State:
+    """The state of the coarse stage with the finest level of `config` grown onto it.
+
+    Adam's memory begins anew, and so does the comparison of checkpoints: Dice on a finer grid is
+    another measure.
+    """
+    torch.manual_seed(config.seed)
+    features, convs = config.network.features[0], config.network.convs[0]
+    fresh = _state(grow(state.average, features, convs), config, device)
+    fresh.step = state.step
+    return fresh
+
+
+def _state(network: UNet, config: TrainConfig, device: torch.device) -> State:
+    network = network.to(device)
+    freeze(network, config.freeze)
+    average = UNet(network.config).to(device)
+    average.load_state_dict(network.state_dict())
+    return State(network, average, optimiser_of(network, config))
+
+
+def _transferred(
+    name: str, wanted: NetworkConfig, head: Head, progress: Callable[[str], None]
+) -> UNet:
+    place = files("bids_synthseg.weights") / "segmentation.safetensors"
+    try:
+        with as_file(place if name == SHIPPED else Path(name)) as path:
+            model = load_model(path)
+    except ModuleNotFoundError as problem:
+        raise UsageProblem(f"{name}: to read models install {problem.name}") from problem
+    try:
+        found = start_network(model, wanted, head)
+    except ValueError as problem:
+        raise BadData(f"{name}: {problem}") from problem
+    progress(f"started from {name}: {found.line}")
+    return found.network
