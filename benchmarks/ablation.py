@@ -14,9 +14,10 @@ from pathlib import Path
 
 from bids_synthseg.learning.config import TrainConfig, read_config
 from bids_synthseg.learning.datasets import load_maps
+from bids_synthseg.learning.gather import Sources
 from bids_synthseg.learning.pack import write_pack
 from bids_synthseg.learning.start import stage_of
-from bids_synthseg.learning.train import Sources, run_training
+from bids_synthseg.learning.train import run_training
 from bids_synthseg.synthesis.head import HeadConfig
 
 NO_HEAD = HeadConfig(shells=0, csf_only=0, borrowed=0, blobs=0)

@@ -212,7 +212,8 @@ def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     from bids_synthseg.bids.dataset import prepare_output
     from bids_synthseg.execution import available_cpus
     from bids_synthseg.learning.config import read_config
-    from bids_synthseg.learning.train import Sources, run_training
+    from bids_synthseg.learning.gather import Sources
+    from bids_synthseg.learning.train import run_training
     from bids_synthseg.pipeline import choose_device
 
     if not bids_dir.exists():

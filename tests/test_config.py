@@ -95,7 +95,7 @@ def test_nested_values_arrive(tmp_path):
         ('schedule = "step"', "schedule must be one of"),
         ('precision = "fp16"', "precision must be one of"),
         ('freeze = ["decoder"]', "freeze: 'decoder' is none of encoder, coarse, all_but_head"),
-        ('freeze = ["coarse"]\ncoarse_steps = 5', "leaves nothing to learn"),
+        ('freeze = ["coarse"]\ncoarse_steps = 5', "a grown level must learn"),
         ("coarse_steps = -1", "coarse_steps: not negative"),
         ('[sampling]\nby = "luck"', "by must be one of dataset, uniform, age, shape"),
         ("[loss]\ndice = -1", "loss: weights and steps must not be negative"),

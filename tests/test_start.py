@@ -131,9 +131,8 @@ class TestFreshWeights:
             first(config)
 
     def test_an_empty_state_takes_a_checkpoint(self, tmp_path):
-        config = tiny_config(coarse_steps=2, network=FINE, freeze=("encoder",))
-        for step in (1, 2):
-            stage = stage_of(config, step)
+        frozen_parts = tiny_config(network=FINE, freeze=("encoder",))
+        for stage in (stage_of(tiny_config(coarse_steps=2, network=FINE), 1), frozen_parts):
             state, _ = first(stage)
             material = Material([ball_map()], [1.0], [], HEAD)
             train_step(state, Pyramid(state.network), material, stage, Team(0, 1, CPU))
@@ -142,7 +141,7 @@ class TestFreshWeights:
             restore_state(tmp_path, empty)
             assert same(weights(empty.network), weights(state.network))
             frozen = [not value.requires_grad for value in empty.network.encoders.parameters()]
-            assert all(frozen) and frozen
+            assert all(frozen) == (stage is frozen_parts) and frozen
 
 
 class TestModelsToStartFrom:
@@ -205,6 +204,12 @@ class TestModelsToStartFrom:
     def test_none(self, tmp_path):
         with pytest.raises(InputMissing, match="no such weights file"):
             first(tiny_config(init_from=str(tmp_path / "none.safetensors")))
+
+    def test_a_level_that_is_grown_cannot_be_frozen(self, model):
+        coarse = stage_of(tiny_config(coarse_steps=2, network=FINE), 0).network
+        config = tiny_config(network=FINE, init_from=str(model(coarse)), freeze=("encoder",))
+        with pytest.raises(BadData, match="new ones cannot be frozen"):
+            first(config)
 
     def test_parts_of_it_stay_as_they_are(self, model):
         state, _ = first(tiny_config(network=FINE, init_from=str(model(FINE)), freeze=("coarse",)))

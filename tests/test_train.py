@@ -19,9 +19,10 @@ from bids_synthseg.learning import monitor, step, train
 from bids_synthseg.learning.card import toml_of
 from bids_synthseg.learning.config import read_config
 from bids_synthseg.learning.datasets import load_maps
+from bids_synthseg.learning.gather import Sources, gather_maps, material_of
 from bids_synthseg.learning.pack import write_pack
 from bids_synthseg.learning.states import saved_step, state_files
-from bids_synthseg.learning.train import Sources, gather_maps, main, material_of, run_training
+from bids_synthseg.learning.train import main, run_training
 from bids_synthseg.learning.validation import UNTOUCHED, Score
 from bids_synthseg.models.checkpoint import load_model
 from bids_synthseg.models.heads import Head

@@ -100,10 +100,8 @@ class TrainConfig:
             raise ValueError("coarse_steps: not negative, and 0 for a network of one level")
         if unknown := sorted(set(self.freeze) - set(FREEZABLE)):
             raise ValueError(f"freeze: {unknown[0]!r} is none of {', '.join(FREEZABLE)}")
-        if "coarse" in self.freeze and self.coarse_steps:
-            raise ValueError(
-                "freeze = ['coarse'] leaves nothing to learn in coarse_steps; drop one"
-            )
+        if self.freeze and self.coarse_steps:
+            raise ValueError("freeze does not go with coarse_steps: a grown level must learn")
         counts = (self.steps, self.batch, self.accumulate, self.pool, self.loss_step)
         if min(counts) < 1 or not 0 < self.fill <= 1:
             raise ValueError(

@@ -18,7 +18,7 @@ from bids_synthseg.learning.step import optimiser_of
 from bids_synthseg.learning.transfer import freeze, start_network
 from bids_synthseg.models.checkpoint import load_model
 from bids_synthseg.models.heads import Head
-from bids_synthseg.models.unet import NetworkConfig, UNet, grow
+from bids_synthseg.models.unet import UNet, grow
 
 SHIPPED = "shipped"
 """`init_from` of the weights that come with this version."""
@@ -58,7 +58,7 @@ def first_state(
             f"{head.kind!r} and {len(head.table)} labels"
         )
     if config.init_from:
-        return _state(_transferred(config.init_from, wanted, head, progress), config, device)
+        return _state(_transferred(config, head, progress), config, device)
     return _state(UNet(wanted), config, device)
 
 
@@ -88,15 +88,16 @@ def _state(network: UNet, config: TrainConfig, device: torch.device) -> State:
     return State(network, average, optimiser_of(network, config))
 
 
-def _transferred(
-    name: str, wanted: NetworkConfig, head: Head, progress: Callable[[str], None]
-) -> UNet:
+def _transferred(config: TrainConfig, head: Head, progress: Callable[[str], None]) -> UNet:
+    name, wanted = config.init_from, config.network
     place = files("bids_synthseg.weights") / "segmentation.safetensors"
     try:
         with as_file(place if name == SHIPPED else Path(name)) as path:
             model = load_model(path)
     except ModuleNotFoundError as problem:
         raise UsageProblem(f"{name}: to read models install {problem.name}") from problem
+    if config.freeze and len(model.network.config.features) < len(wanted.features):
+        raise BadData(f"{name}: has fewer levels; new ones cannot be frozen: take out freeze")
     try:
         found = start_network(model, wanted, head)
     except ValueError as problem:

@@ -12,6 +12,7 @@ import logging
 import math
 import sys
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,20 +21,18 @@ import torch
 from torch import nn
 
 from bids_synthseg import __version__
-from bids_synthseg.anatomy.labels import LabelTable
-from bids_synthseg.errors import AppError, BadData, InputMissing, UsageProblem
+from bids_synthseg.errors import AppError, BadData, InputMissing
 from bids_synthseg.learning.card import RunRecord, data_sets, model_card
 from bids_synthseg.learning.config import TrainConfig, read_config
 from bids_synthseg.learning.distributed import Team, team
-from bids_synthseg.learning.maps import BRAIN_TABLE, TrainingMap, of_brain
+from bids_synthseg.learning.gather import Sources, gather_maps, material_of
 from bids_synthseg.learning.monitor import Monitor
 from bids_synthseg.learning.preview import preview_sheet
-from bids_synthseg.learning.sampling import map_chances
 from bids_synthseg.learning.selection import headline, judge, markdown_table
-from bids_synthseg.learning.split import Split, split_maps
+from bids_synthseg.learning.split import Split
 from bids_synthseg.learning.start import empty_state, first_state, grown_state, stage_of
 from bids_synthseg.learning.states import State, has_state, restore_state, save_state, saved_step
-from bids_synthseg.learning.step import Material, donors_of, train_step
+from bids_synthseg.learning.step import Material, train_step
 from bids_synthseg.learning.validation import validate
 from bids_synthseg.models.checkpoint import Model, save_model
 from bids_synthseg.models.heads import Head
@@ -46,19 +45,6 @@ MODEL = "model.safetensors"
 
 AGREE_STEPS = 10
 """A team asks its leader for the time every so many steps: asking makes GPUs wait."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where label maps come from. `folders`: BIDS folders or packs; `validation`: more of them, to
-    look at but never to train on; without any, `split_file`, a column `split` of participants.tsv
-    or a held-out share decides."""
-
-    folders: Sequence[Path]
-    validation: Sequence[Path] = ()
-    participants: Sequence[str] = ()
-    sessions: Sequence[str] = ()
-    split_file: Path | None = None
 
 
 def run_training(
@@ -104,52 +90,6 @@ def run_training(
                 preview_sheet(split.training, config, out / "preview.png", donors=material.donors)
         Run(out, config, preset, split, material, crew, piece_mib, deadline, say).go(state)
     return out / MODEL
-
-
-def gather_maps(
-    sources: Sources, config: TrainConfig, progress: Callable[[str], None]
-) -> tuple[Split, Head]:
-    """The label maps to train and to validate on, and the head that answers for their labels."""
-    if not sources.folders:
-        raise InputMissing("no label data sets given; name at least one folder with dseg.tsv")
-    both = {Path(f).resolve() for f in sources.folders} & {
-        Path(f).resolve() for f in sources.validation
-    }
-    if both:
-        raise UsageProblem(f"{min(both)}: given for training and validation; take it from one")
-    maps, table = _load(sources.folders, config, sources.participants, sources.sessions)
-    if sources.validation:
-        checks, _ = _load(sources.validation, config)
-        split = Split(tuple(maps), tuple(checks), ())
-    else:
-        split = split_maps(maps, sources.split_file, config.held_out, config.seed)
-    for line in split.lines:
-        progress(line)
-    if config.target == "brain":
-        table = BRAIN_TABLE
-        training, validation = of_brain(split.training), of_brain(split.validation)
-        split = Split(tuple(training), tuple(validation), split.lines)
-    progress(
-        f"{len(split.training)} label maps to train on, {len(split.validation)} to validate on, "
-        f"{len(table)} labels"
-    )
-    return split, Head(table, config.head)
-
-
-def material_of(
-    maps: Sequence[TrainingMap],
-    config: TrainConfig,
-    head: Head,
-    device: torch.device,
-    progress: Callable[[str], None],
-) -> Material:
-    """What samples are made of, on the device."""
-    sampler = map_chances(maps, config.sampling)
-    for line in sampler.lines:
-        progress(line)
-    placed = [replace(one, source=one.source.to(device)) for one in maps]
-    donors = donors_of(placed) if config.synthesis.head.borrowed else []
-    return Material(placed, sampler.chances, donors, head)
 
 
 @dataclass(frozen=True)
@@ -286,28 +226,18 @@ def without_paths(config: TrainConfig) -> TrainConfig:
     return replace(config, init_from=Path(config.init_from).name, synthesis=synthesis)
 
 
-def _load(
-    folders: Sequence[Path],
-    config: TrainConfig,
-    participants: Sequence[str] = (),
-    sessions: Sequence[str] = (),
-) -> tuple[list[TrainingMap], LabelTable]:
-    # Reading NIfTI takes libraries that a machine with packed maps need not have.
-    from bids_synthseg.learning.datasets import load_maps
-
-    return load_maps(
-        folders,
-        participants=participants,
-        sessions=sessions,
-        with_clusters=config.synthesis.parts.probability > 0,
-    )
-
-
 def _settings(config: TrainConfig, split: Split) -> str:
-    """What a run is, for `run.json`: a checkpoint belongs to it alone."""
-    sides = {"training": split.training, "validation": split.validation}
-    names = {side: [f"{m.dataset}/{m.name}" for m in maps] for side, maps in sides.items()}
-    return json.dumps({"config": asdict(config), **names}, indent=1, sort_keys=True)
+    """What a run is, for `run.json`: a checkpoint belongs to it alone.
+
+    Label maps by name and by a checksum of their voxels, since another map may have the name.
+    """
+    content: dict[str, object] = {"config": asdict(config)}
+    for side, maps in (("training", split.training), ("validation", split.validation)):
+        content[side] = {
+            f"{one.dataset}/{one.name}": f"{zlib.crc32(one.source.classes.cpu().numpy()):08x}"
+            for one in maps
+        }
+    return json.dumps(content, indent=1, sort_keys=True)
 
 
 def _check_same_run(out: Path, settings: str) -> None:
