@@ -209,12 +209,13 @@ def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     """Level participant with --train: one training run on all label maps of all data sets."""
     import torch
 
-    from bids_synthseg.bids.dataset import prepare_output
+    from bids_synthseg.bids.dataset import BIDSIGNORE, prepare_output
     from bids_synthseg.execution import available_cpus
     from bids_synthseg.learning.config import read_config
     from bids_synthseg.learning.gather import Sources
     from bids_synthseg.learning.train import run_training
     from bids_synthseg.pipeline import choose_device
+    from bids_synthseg.storage import write_text
 
     if not bids_dir.exists():
         raise InputMissing(f"{bids_dir}: no such folder; give a BIDS data set of label maps")
@@ -231,12 +232,13 @@ def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         sessions=given["sessions"],
         split_file=given["split_file"],
     )
-    folder = prepare_output(bids_dir, output_dir) / "training"
+    output = prepare_output(bids_dir, output_dir)
+    write_text(output / ".bidsignore", BIDSIGNORE)
     device = choose_device(given["device"])
     torch.set_num_threads(given["n_cpus"] or available_cpus())
     model = run_training(
         sources,
-        folder,
+        output / "training",
         config,
         device=str(device),
         max_minutes=given["max_minutes"] or math.inf,

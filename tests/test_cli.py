@@ -284,6 +284,7 @@ def test_the_same_training_call_goes_on(tmp_path, phantom_labels, monkeypatch, c
         assert call(*arguments, *more) == 0
         assert json.loads((out / "training" / "state.json").read_text())["step"] == step
         assert (f"resumed at step {step - 1}" in caplog.text) == (step > 1)
+    assert "training\n" in (out / ".bidsignore").read_text()  # what validators skip
 
 
 def test_several_problems_are_several_lines(capsys):
