@@ -12,9 +12,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.learning.config import TrainConfig, read_config
 from bids_synthseg.learning.datasets import load_maps
 from bids_synthseg.learning.gather import Sources
+from bids_synthseg.learning.maps import TrainingMap
 from bids_synthseg.learning.pack import write_pack
 from bids_synthseg.learning.start import stage_of
 from bids_synthseg.learning.train import run_training
@@ -38,22 +42,32 @@ def variants(config: TrainConfig) -> dict[str, tuple[TrainConfig, bool]]:
         "brain-sized grid, heads, all sources": (config, True),
         "fixed grid of 2 mm (painted at 1 mm)": (fixed, True),
         "no head around the brain": (replace(config, synthesis=bare), True),
-        "no sources with sets of labels": (config, False),
+        "no label-set sources (fetal, DrawEM)": (config, False),
     }
+
+
+def pools_structures(one: TrainingMap, table: LabelTable) -> bool:
+    """Whether most voxels of a map's brain have labels that may be the left or the right of
+    something: such a label stands for a whole set, as "white matter" of both sides does."""
+    sides = np.array([row.side for row in table.rows])
+    sets = one.sets[: len(one.source.tissues)]
+    both = sets[:, sides == "left"].any(1) & sets[:, sides == "right"].any(1)
+    voxels = np.bincount(one.source.classes.numpy().ravel(), minlength=len(sets))
+    voxels[sets[:, 0]] = 0
+    return bool(voxels[both].sum() > voxels.sum() / 2)
 
 
 def main(maps: Path, validation: Path, out: Path, steps: int = 400) -> None:
     """Run what has not been run, print the table."""
     found, table = load_maps([maps])
-    # Sources whose every brain label is one label of the model.
-    single = [one for one in found if (one.sets[1 : len(one.source.tissues)].sum(1) == 1).all()]
-    write_pack(out / "single.pack", single, table)
-    print(f"{len(found)} label maps, {len(single)} of them without sets of labels; {steps} steps")
+    plain = [one for one in found if not pools_structures(one, table)]
+    write_pack(out / "plain.pack", plain, table)
+    print(f"{len(found)} label maps, {len(plain)} of them label every structure; {steps} steps")
     print("| variant | T1w | T2w |")
     print("|---|---|---|")
     for number, (name, (config, all_maps)) in enumerate(variants(base(steps)).items()):
         folder = out / f"variant-{number}"
-        sources = Sources([maps if all_maps else out / "single.pack"], [validation])
+        sources = Sources([maps if all_maps else out / "plain.pack"], [validation])
         run_training(sources, folder, config, progress=lambda line: None)
         rows = [line.split("\t") for line in (folder / "metrics.tsv").read_text().splitlines()]
         dice = {row[1].split(" ")[-1]: float(row[2]) for row in rows if row[0] == str(steps)}
