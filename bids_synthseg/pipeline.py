@@ -23,6 +23,8 @@ from bids_synthseg.bids.provenance import options_sha256, session_signature
 from bids_synthseg.bids.query import Scan, ScanGroup
 from bids_synthseg.errors import BadData, UsageProblem
 from bids_synthseg.models.checkpoint import Model, load_model
+from bids_synthseg.models.registry import compare_checksums
+from bids_synthseg.models.tasks import SEGMENTATION, check_model
 from bids_synthseg.segmentation.align import Alignment, align, itk_text
 from bids_synthseg.segmentation.field import MergedField, MovedField, PosteriorField
 from bids_synthseg.segmentation.labelling import LabelledVolume, label_volume
@@ -78,7 +80,11 @@ class Segmenter:
 
     @staticmethod
     def load(options: Options) -> "Segmenter":
-        """Load the shipped weights, or `options.model`; raises BadData for a broken file."""
+        """Load the shipped weights, or `options.model`.
+
+        Raises BadData for a file that is broken, not the one that was shipped, or no model of
+        structures.
+        """
         device = choose_device(options.device)
         if options.n_cpus:
             torch.set_num_threads(options.n_cpus)
@@ -90,8 +96,12 @@ class Segmenter:
         ):
             chosen = options.model or segmentation
             model, locator = (_ready(load_model(path), device) for path in (chosen, location))
-            both = "".join(file_sha256(path) for path in (chosen, location))
-        checksum = hashlib.sha256(both.encode()).hexdigest()
+            check_model(chosen, model, SEGMENTATION)
+            checksums = [file_sha256(path) for path in (chosen, location)]
+        own = {} if options.model else {"segmentation.safetensors": checksums[0]}
+        # The checksums are needed anyway, so comparing them costs nothing.
+        compare_checksums(shipped, own | {"locator.safetensors": checksums[1]})
+        checksum = hashlib.sha256("".join(checksums).encode()).hexdigest()
         LOG.info("network on %s, weights %s", device, checksum[:12])
         return Segmenter(model, locator, checksum)
 

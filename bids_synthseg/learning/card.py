@@ -1,12 +1,10 @@
 """The model card of a training run: what went in, how it was made, how well it does, its limits."""
 
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ import torch
 from bids_synthseg import __version__
 from bids_synthseg.learning.config import TrainConfig
 from bids_synthseg.learning.maps import TrainingMap
+from bids_synthseg.toml import toml_text
 
 NO_LICENCE = "not stated"
 
@@ -106,7 +105,7 @@ def model_card(record: RunRecord) -> str:
 
 def toml_of(config: TrainConfig) -> str:
     """A configuration as TOML that `read_config` reads back to an equal one."""
-    return "\n".join(_table(config, "")) + "\n"
+    return toml_text(asdict(config))
 
 
 def _limits(record: RunRecord) -> list[str]:
@@ -157,23 +156,3 @@ def _ages(weeks: Sequence[float]) -> str:
     span = dict.fromkeys(f"{age:.0f}" for age in (known[0], known[-1]))
     words = f"{' to '.join(span)} weeks after conception"
     return f"{words}, {missing} not given" if missing else words
-
-
-def _table(config: Any, name: str) -> list[str]:
-    """Lines of one dataclass, what holds further ones last, as TOML wants it."""
-    values = {one.name: getattr(config, one.name) for one in fields(config)}
-    nested = {key: value for key, value in values.items() if is_dataclass(value)}
-    lines = [f"{key} = {_value(values[key])}" for key in values if key not in nested]
-    head = ["", f"[{name}]"] if name and lines else []
-    for key, value in nested.items():
-        lines += _table(value, f"{name}.{key}" if name else key)
-    return head + lines
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, dict):
-        pairs = (f"{json.dumps(key)} = {_value(one)}" for key, one in value.items())
-        return f"{{ {', '.join(pairs)} }}" if value else "{}"
-    return json.dumps(value) if isinstance(value, str | bool) else repr(value)

@@ -214,6 +214,8 @@ def model_of(state: State, head: Head, stage: TrainConfig, split: Split) -> Mode
         "steps": state.step,
         "config": asdict(without_paths(stage)),
         "maps": [f"{one.dataset}/{one.name}" for one in split.training],
+        "scores": state.judged,
+        "terms": [f"{one.name}: {one.licence}" for one in data_sets(split.training)],
     }
     return Model(state.average, head, stage.shape, stage.fill, record, stage.voxel_mm)
 
