@@ -3,18 +3,23 @@ PYTHON ?= python3
 # CPU build of torch. Empty: pip's own configuration alone, which on Linux means the CUDA build.
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 DEMO ?= demo
+# Validation data, and where the accuracy report goes.
+VALIDATION ?= ../shared/data
+ACCURACY ?= accuracy
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench accuracy weights-manifest clean
 help:
 	@echo "make demo    write a small BIDS data set, segment it, say where to look"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   run the benchmarks: one table each"
+	@echo "make accuracy  measure the shipped weights on VALIDATION=$(VALIDATION)"
+	@echo "make weights-manifest    write weights/SHA256SUMS after a change of weights"
 
 # torch comes first and without dependencies: its index is asked once, briefly, and for nothing else.
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -53,6 +58,13 @@ lint: $(READY)
 
 bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+SHA256SUM := $(shell command -v sha256sum || echo shasum -a 256)
+weights-manifest:
+	cd weights && LC_ALL=C $(SHA256SUM) *.safetensors > SHA256SUMS
+
+accuracy: $(READY)
+	$(BIN)/bids_synthseg_tools accuracy $(VALIDATION) --out $(ACCURACY)
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -5,6 +5,7 @@ torch and everything that needs it is imported when a level runs, so that --help
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -246,7 +247,8 @@ def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         must_resume=given["resume"],
         preset=preset,
     )
-    click.echo(f"Model written to {model}.")
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        click.echo(f"Model written to {model}.")
     return 0
 
 

@@ -145,17 +145,9 @@ def evaluate(output_dir: Path, reference_dir: Path, full: bool = False) -> list[
 
     table = LabelTable.default()
     labels = read_source_labels(reference_dir / "dseg.tsv", table)
-    references = sorted(
-        path
-        for pattern in ("sub-*/anat/*_dseg.nii.gz", "sub-*/ses-*/anat/*_dseg.nii.gz")
-        for path in reference_dir.glob(pattern)
-    )
-    if not references:
-        raise InputMissing(f"{reference_dir}: no sub-*/anat/*_dseg.nii.gz to compare with")
     scores: list[Score] = []
-    for path in references:
+    for session, path in find_references(reference_dir):
         found = predictions(output_dir / path.parent.relative_to(reference_dir))
-        session = "_".join(path.parent.relative_to(reference_dir).parts[:-1])
         if not found:
             LOG.warning("%s: no segmentation in %s; left out", session, output_dir)
             continue
@@ -163,6 +155,21 @@ def evaluate(output_dir: Path, reference_dir: Path, full: bool = False) -> list[
     if not scores:
         raise InputMissing(f"{output_dir}: holds no segmentation of any subject of {reference_dir}")
     return scores
+
+
+def find_references(reference_dir: Path) -> list[tuple[str, Path]]:
+    """Session ("sub-01_ses-1mo") and label map of every `sub-*/[ses-*/]anat/*_dseg.nii.gz`.
+
+    Raises InputMissing where there is none.
+    """
+    found = sorted(
+        path
+        for pattern in ("sub-*/anat/*_dseg.nii.gz", "sub-*/ses-*/anat/*_dseg.nii.gz")
+        for path in reference_dir.glob(pattern)
+    )
+    if not found:
+        raise InputMissing(f"{reference_dir}: no sub-*/anat/*_dseg.nii.gz to compare with")
+    return [("_".join(path.parent.relative_to(reference_dir).parts[:-1]), path) for path in found]
 
 
 def predictions(anat: Path) -> dict[str, list[Path]]:
@@ -235,6 +242,27 @@ def mean(values: Iterable[float]) -> float:
     """Mean of the numbers among the values; NaN where there is none."""
     numbers = [value for value in values if not math.isnan(value)]
     return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What merging brought a session: Dice, mean over structures, of the merged result less that of
+    its better and of its worse single contrast."""
+
+    session: str
+    over_better: float
+    over_worse: float
+
+
+def gains(scores: Sequence[Score]) -> list[Gain]:
+    """The gain of every session with a merged result and with both contrasts alone."""
+    found = []
+    for session in dict.fromkeys(score.session for score in scores):
+        own = [score for score in scores if score.session == session]
+        t1w, t2w, merged = (mean(s.dice for s in own if s.column == name) for name in COLUMNS)
+        if not math.isnan(t1w + t2w + merged):
+            found.append(Gain(session, merged - max(t1w, t2w), merged - min(t1w, t2w)))
+    return found
 
 
 def summary(scores: Sequence[Score], measure: str = "dice", digits: int = 3) -> str:

@@ -8,6 +8,7 @@ import click
 
 from bids_synthseg import __version__
 from bids_synthseg.console import run, set_up_log
+from bids_synthseg.errors import UsageProblem
 
 PATH = click.Path(path_type=Path)
 
@@ -62,6 +63,44 @@ def evaluate(
         click.echo(evaluation.session_summary(scores))
     if tsv:
         write_text(tsv, evaluation.scores_table(scores))
+
+
+@command.command()
+@click.argument("validation_dir", type=PATH)
+@click.option("--model", type=PATH, metavar="FILE", help="Weights to use, not those shipped.")
+@click.option(
+    "--out",
+    type=PATH,
+    default=Path("accuracy"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for accuracy.tsv (every number), accuracy.md and the derivatives.",
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="SECTION",
+    help="Only newborns, fetal, contrasts, volumes or locator; may be given several times.",
+)
+def accuracy(
+    validation_dir: Path, model: Path | None, out: Path, device: str, only: tuple[str, ...]
+) -> None:
+    """Measure a model on VALIDATION_DIR and print the report, as markdown.
+
+    VALIDATION_DIR holds validation/newborns and validation/fetal (scans, with their labels in
+    derivatives/reference), validation/infant-4mo (a label map), inputs/fetal-stacks,
+    inputs/adult-head and brain_volume_by_age.tsv; what is not there is left out.
+    """
+    from bids_synthseg.accuracy import SECTIONS, run_accuracy
+    from bids_synthseg.execution import available_cpus
+    from bids_synthseg.pipeline import Options, Segmenter
+
+    if unknown := sorted(set(only) - set(SECTIONS)):
+        raise UsageProblem(f"--only {unknown[0]}: not known; use {', '.join(SECTIONS)}")
+    options = Options(device=device, model=model, n_cpus=available_cpus())
+    segmenter = Segmenter.load(options)
+    click.echo(run_accuracy(validation_dir, out, segmenter, options, only or SECTIONS), nl=False)
 
 
 @command.command()
@@ -142,6 +181,48 @@ def synthesize(
     if not sheet:
         write_samples(maps, settings, table, out, number, seed=random_seed, donors=donors)
     click.echo(f"{number} synthetic samples in {out}.")
+
+
+@command.group()
+def weights() -> None:
+    """What ships: the models, what each says about itself, and whether they are in order."""
+
+
+@weights.command("list")
+def list_weights() -> None:
+    """One line for each model that ships."""
+    from bids_synthseg.models.description import overview
+    from bids_synthseg.models.registry import model_files, shipped_folder
+
+    click.echo(overview(model_files(shipped_folder())))
+
+
+@weights.command("show")
+@click.argument("name")
+def show_weights(name: str) -> None:
+    """All that a model says about itself, as TOML; NAME is one that ships, or a file."""
+    from bids_synthseg.models.description import facts
+    from bids_synthseg.models.registry import find_model
+    from bids_synthseg.toml import toml_text
+
+    click.echo(toml_text(facts(find_model(name))), nl=False)
+
+
+@weights.command("verify")
+@click.argument("models", nargs=-1, metavar="[FILE]...")
+def verify_weights(models: tuple[str, ...]) -> None:
+    """Checksums, finite weights and a forward pass: of the FILEs, or of all that ships.
+
+    Exit codes: 0 all is well, 65 something is not, 66 a file is missing.
+    """
+    from bids_synthseg.models import registry
+
+    if models:
+        lines = registry.verify_files({registry.find_model(name): None for name in models})
+    else:
+        lines = registry.verify_folder(registry.shipped_folder())
+    for line in lines:
+        click.echo(line)
 
 
 def main() -> None:

@@ -18,21 +18,25 @@ PACKAGE = ROOT / "bids_synthseg"
 # "version" stands for bids_synthseg/__init__.py.
 TIERS = (
     {"version", "errors"},
-    {"storage", "console"},
+    {"storage", "console", "toml"},
     {"anatomy"},
     {"nifti", "phantom"},
     {"synthesis", "models"},
     {"segmentation", "learning", "bids"},
     {"pipeline"},
-    {"execution", "demo", "evaluation", "figure"},
+    {"execution", "demo", "evaluation", "figure", "painting"},
+    {"scorecard"},
+    {"trials"},
+    {"accuracy"},
     {"cli", "workbench"},
     {"__main__"},
 )
 TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 # Importing any of these must not load torch, neither itself nor through another module.
 WITHOUT_TORCH = {
-    "version", "errors", "storage", "console", "anatomy", "nifti", "phantom", "bids",
-    "execution", "demo", "evaluation", "figure", "cli", "workbench", "__main__",
+    "version", "errors", "storage", "console", "toml", "anatomy", "nifti", "phantom", "bids",
+    "execution", "demo", "evaluation", "figure", "scorecard", "cli", "workbench",
+    "__main__",
 }  # fmt: skip
 
 

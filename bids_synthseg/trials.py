@@ -1,0 +1,267 @@
+"""What the networks make of images whose truth is known, measured without writing files.
+
+Every trial takes images from disk or paints them, runs the App's own steps, and gives numbers.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bids_synthseg.anatomy.calibration import Reliability, reliability, uncertain
+from bids_synthseg.anatomy.islands import largest_component
+from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.metrics import dice, remap
+from bids_synthseg.anatomy.posteriors import fold
+from bids_synthseg.anatomy.volume import Grid, Volume, resample
+from bids_synthseg.bids.query import Scan, ScanGroup
+from bids_synthseg.evaluation import Comparison, compare, comparison, find_references, mean
+from bids_synthseg.learning.label_sets import read_source_labels
+from bids_synthseg.nifti import read_labels, read_scan
+from bids_synthseg.painting import PaintedHead, Sitter, paint_age, paint_contrast
+from bids_synthseg.pipeline import SMALLEST_BRAIN_ML, Segmenter
+from bids_synthseg.scorecard import ALL, Number
+from bids_synthseg.segmentation.align import align
+from bids_synthseg.segmentation.field import MergedField, MovedField, PosteriorField, slabs
+from bids_synthseg.segmentation.labelling import label_volume
+from bids_synthseg.segmentation.locate import BrainBox, box_of, locate
+from bids_synthseg.segmentation.predict import posteriors_of, segment, working_volume
+
+LOG = logging.getLogger(__name__)
+
+FAILED_DICE = 0.5
+"""Below this mean Dice a segmentation is of no use."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """`labels` (X, Y, Z) ids of `table`, the model's own; `brain_ml` is the volume of the mask;
+    `flagged`: the App would have refused the scan or warned of it."""
+
+    labels: np.ndarray
+    table: LabelTable
+    brain_ml: float
+    flagged: bool
+
+
+def segmented(scan: Volume, segmenter: Segmenter) -> Outcome:
+    """One scan through the locator, the network and the cleaning of its labels."""
+    result = segment(scan, segmenter.model, segmenter.locator)
+    labelled = label_volume(result.field, scan.grid)
+    brain_ml = float(labelled.mask.sum()) * scan.grid.voxel_volume_mm3 / 1000
+    flagged = bool(result.warnings) or brain_ml < SMALLEST_BRAIN_ML
+    return Outcome(labelled.native, segmenter.table, brain_ml, flagged)
+
+
+def calibration_trial(
+    section: str, groups: Sequence[ScanGroup], reference_dir: Path, segmenter: Segmenter
+) -> list[Number]:
+    """Calibration of the posteriors of each contrast alone and merged, at the voxels of references
+    `sub-*/[ses-*/]anat/*_dseg.nii.gz`; sessions without one are left out.
+
+    The posteriors are summed to the labels that `comparison` tells apart: a reference need not know
+    all of the model's. Numbers of subject ALL are those of the voxels of all sessions.
+    """
+    numbers: list[Number] = []
+    totals: dict[str, Reliability] = {}
+    missed: dict[str, list[float]] = {}
+    labels = read_source_labels(reference_dir / "dseg.tsv", LabelTable.default())
+    match = comparison(labels, segmenter.table.ids.tolist(), segmenter.table)
+    references = dict(find_references(reference_dir))
+    for group in groups:
+        if group.label not in references:
+            continue
+        reference = read_labels(references[group.label]).volume
+        for image, field in posterior_fields(group.scans, segmenter).items():
+            found, share = field_reliability(field, reference, match)
+            numbers += calibration_numbers(section, group.label, image, found, share)
+            totals[image] = totals.get(image, Reliability.of_nothing()) + found
+            missed.setdefault(image, []).append(share)
+            LOG.info("%s %s: calibration error %.3f", group.label, image, found.ece)
+    for image, total in totals.items():
+        numbers += calibration_numbers(section, ALL, image, total, mean(missed[image]))
+        for low, high, n, confidence, accuracy in total.bins:
+            place = section, ALL, image, f"confidence {low:.2f} to {high:.2f}"
+            numbers += [
+                Number(*place, "voxels", n),
+                Number(*place, "mean_confidence", confidence),
+                Number(*place, "accuracy", accuracy),
+            ]
+    return numbers
+
+
+def posterior_fields(scans: Sequence[Scan], segmenter: Segmenter) -> dict[str, PosteriorField]:
+    """Contrast -> posteriors, and "merged" for what two contrasts of one brain say together."""
+    results = {
+        scan.suffix: segment(read_scan(scan.path).volume, segmenter.model, segmenter.locator)
+        for scan in scans
+    }
+    fields: dict[str, PosteriorField] = {name: result.field for name, result in results.items()}
+    if len(results) == 2:
+        first, second = results.values()
+        alignment = align(first, second)
+        if alignment.accepted:
+            moved = MovedField(second.field, alignment.transform)
+            fields["merged"] = MergedField([first.field, moved])
+    return fields
+
+
+def field_reliability(
+    field: PosteriorField, reference: Volume, match: Comparison
+) -> tuple[Reliability, float]:
+    """Reliability at voxels that are not certain background, and the percentage of the reference's
+    labelled voxels that are, wrongly, and so escape it."""
+    common = np.array(sorted({0, *match.prediction.values(), *match.reference.values()}))
+    homes = [match.prediction[index] for index in field.table.ids.tolist()]
+    channels = np.searchsorted(common, homes)
+    truth = np.searchsorted(common, remap(reference.data, match.reference))
+    total, brain, escaped = Reliability.of_nothing(), 0, 0
+    for part, data in slabs(field, reference.grid):
+        posteriors = fold(data, channels)
+        where = uncertain(posteriors)
+        total += reliability(posteriors, truth[part], where)
+        brain += int((truth[part] > 0).sum())
+        escaped += int(((truth[part] > 0) & ~where).sum())
+    return total, 100 * escaped / max(1, brain)
+
+
+def calibration_numbers(
+    section: str, subject: str, image: str, found: Reliability, missed_percent: float
+) -> list[Number]:
+    """The numbers of one reliability."""
+    values = {
+        "ece": found.ece,
+        "mean_confidence": found.mean_confidence,
+        "accuracy": found.accuracy,
+        "missed_percent": missed_percent,
+    }
+    return [Number(section, subject, image, "", name, value) for name, value in values.items()]
+
+
+def contrast_trial(sitter: Sitter, n: int, segmenter: Segmenter) -> list[Number]:
+    """Dice per structure of `n` heads in contrasts of no scanner, whether the mean is too low and
+    whether the App says so; and what the locator alone says of them."""
+    numbers: list[Number] = []
+    for number in range(n):
+        painted = paint_contrast(sitter, number)
+        place = "contrasts", "synthetic", f"contrast-{number + 1:02d}"
+        outcome = segmented(painted.image, segmenter)
+        match = comparison(sitter.labels, outcome.table.ids.tolist(), outcome.table)
+        spacing_mm = painted.image.grid.voxel_size_mm.tolist()
+        found = compare(outcome.labels, painted.reference.data, match, spacing_mm)
+        scores = {name: score for name, (score, *_) in found.items()}
+        numbers += [Number(*place, name, "dice", score) for name, score in scores.items()]
+        failed = mean(scores.values()) < FAILED_DICE
+        numbers += [
+            Number(*place, "", "failed", float(failed)),
+            Number(*place, "", "flagged", float(outcome.flagged)),
+        ]
+        brain = Volume(painted.reference.data > 0, painted.reference.grid)
+        numbers += locator_numbers(*place, painted.image, brain, segmenter)
+        LOG.info("%s of %d: Dice %.3f", place[-1], n, mean(scores.values()))
+    return numbers
+
+
+def volume_trial(
+    sitter: Sitter, ml_of_months: Mapping[int, float], segmenter: Segmenter
+) -> list[Number]:
+    """Volume of the labelled brain against the truth, of heads of several ages in two contrasts.
+
+    Fluid does not count: the map has none outside its ventricles.
+    """
+    numbers = []
+    for months, brain_ml in ml_of_months.items():
+        for contrast in ("T1w", "T2w"):
+            painted = paint_age(sitter.scaled_to(brain_ml), contrast, months)
+            outcome = segmented(painted.image, segmenter)
+            true_ml, found_ml = brain_volumes_ml(painted, outcome, sitter)
+            place = "volumes", f"{months} months", contrast, "brain"
+            numbers += [
+                Number(*place, "true_ml", true_ml),
+                Number(*place, "predicted_ml", found_ml),
+                Number(*place, "error_percent", 100 * (found_ml - true_ml) / true_ml),
+                Number(*place, "flagged", float(outcome.flagged)),
+            ]
+            LOG.info("%d months, %s: %.0f ml for %.0f", months, contrast, found_ml, true_ml)
+    return numbers
+
+
+def brain_volumes_ml(painted: PaintedHead, outcome: Outcome, sitter: Sitter) -> tuple[float, float]:
+    """True and found volume of all labels that the map knows."""
+    match = comparison(sitter.labels, outcome.table.ids.tolist(), outcome.table)
+    voxel_ml = painted.image.grid.voxel_volume_mm3 / 1000
+    true = remap(painted.reference.data, match.reference) > 0
+    found = remap(outcome.labels, match.prediction) > 0
+    return float(true.sum()) * voxel_ml, float(found.sum()) * voxel_ml
+
+
+def scan_trial(
+    subject: str, path: Path, mask: Path | None, segmenter: Segmenter, whole: bool
+) -> list[Number]:
+    """The locator on one scan, against a mask or label map of its brain where there is one;
+    `whole`: also the brain's volume after the whole segmentation."""
+    scan = read_scan(path).volume
+    brain = None
+    if mask is not None:
+        read = read_labels(mask).volume
+        brain = Volume(read.data > 0, read.grid)
+    place = "locator", subject, path.name.removesuffix(".gz").removesuffix(".nii")
+    numbers = locator_numbers(*place, scan, brain, segmenter)
+    if whole:
+        outcome = segmented(scan, segmenter)
+        numbers += [
+            Number(*place, "", "predicted_ml", outcome.brain_ml),
+            Number(*place, "", "flagged", float(outcome.flagged)),
+        ]
+    if brain is not None:
+        true_ml = float(brain.data.sum()) * brain.grid.voxel_volume_mm3 / 1000
+        numbers.append(Number(*place, "", "true_ml", true_ml))
+    return numbers
+
+
+def locator_numbers(
+    section: str, subject: str, image: str, scan: Volume, brain: Volume | None, segmenter: Segmenter
+) -> list[Number]:
+    """Whether the locator saw a brain, its Dice on its own grid and the error of its box; both only
+    where `brain` (bool) is known, on any grid of the scan's world."""
+    canonical, _ = scan.canonical()
+    box = locate(canonical, segmenter.locator)
+    values = {"found": float(box.found), "box_mm": float(box.extent_mm.max())}
+    if brain is not None:
+        seen = locator_mask(canonical, segmenter)
+        there = resample(brain, seen.grid).data > 0.5
+        values["dice"] = dice(seen.data, there, [True])[True]
+        truth = box_of(
+            largest_component(resample(brain, canonical.grid, order=0).data), canonical.grid
+        )
+        if truth is not None:
+            values["box_error_percent"] = box_error_percent(box, truth, canonical.grid)
+    return [Number(section, subject, image, "", f"locator_{k}", v) for k, v in values.items()]
+
+
+def locator_mask(canonical: Volume, segmenter: Segmenter) -> Volume:
+    """What the locator calls brain, bool on its own grid, as `segmentation.locate` sees it: the
+    working grid of a box that is the whole field of view."""
+    grid = canonical.grid
+    view = BrainBox(grid.centre_mm, np.array(grid.shape) * grid.voxel_size_mm)
+    locator = replace(segmenter.locator, fill=1.0)
+    overview = working_volume(canonical, view, locator)
+    return Volume(largest_component(posteriors_of(overview, locator).brain), overview.grid)
+
+
+def box_error_percent(found: BrainBox, truth: BrainBox, grid: Grid) -> float:
+    """The largest shift of one of six faces, in percent of the true box's side along its axis.
+
+    Both boxes lie along the axes of `grid`.
+    """
+    centre = (found.centre_mm - truth.centre_mm) @ _axes(grid)
+    half = (found.extent_mm - truth.extent_mm) / 2
+    shifts = np.maximum(np.abs(centre + half), np.abs(centre - half))
+    return float(100 * (shifts / truth.extent_mm).max())
+
+
+def _axes(grid: Grid) -> np.ndarray:
+    """(3, 3) unit vectors of the grid's axes, as columns."""
+    return grid.affine[:3, :3] / grid.voxel_size_mm
