@@ -11,16 +11,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from bids_synthseg import __version__
 from bids_synthseg.console import run, set_up_log, spread
 from bids_synthseg.errors import InputMissing, UnknownLevel, UsageProblem
-
-if TYPE_CHECKING:
-    from bids_synthseg.bids.query import ScanGroup
 
 LEVELS = {
     "participant": "participant",
@@ -56,14 +53,17 @@ _FOR_SEGMENTING = {
     "bids_filter_file": "--bids-filter-file",
     "bids_database_dir": "--bids-database-dir",
     "all_scans": "--all-scans",
+    "quality_column": "--quality-column",
     "dry_run": "--dry-run",
     "model": "--model",
     "no_tta": "--no-tta",
     "save_posteriors": "--save-posteriors",
     "save_per_image": "--save-per-image",
+    "write_preproc": "--write-preproc",
     "overwrite": "--overwrite",
     "stop_on_first_crash": "--stop-on-first-crash",
 }
+_FOR_SELECTING = {"participants": "--participant-label", "sessions": "--session-label"}
 EPILOG = (
     "Exit codes: 0 all done, 1 a session failed, 17 unknown level, 18 nothing selected, 64 usage, "
     "65 bad data, 66 input missing, 73 cannot create output, 74 disk trouble. "
@@ -93,7 +93,12 @@ EPILOG = (
               help="Use this pybids index instead of reading the folders.")
 @click.option("--all-scans", is_flag=True,
               help="Segment every scan of a contrast, not only the one that represents it.")
-@click.option("--dry-run", is_flag=True, help="Print which scans would be used, and why; stop.")
+@click.option("--quality-column", metavar="NAME",
+              help="Column of scans.tsv to choose scans by: of several runs the highest number is "
+                   "taken; 'fail' or 'exclude' drops a scan.")
+@click.option("--dry-run", is_flag=True,
+              help="Print which scans would be used, and why, with the expected time and memory; "
+                   "stop.")
 # How
 @click.option("--model", type=click.Path(path_type=Path), metavar="FILE",
               help="Weights (.safetensors) to use instead of those that are shipped.")
@@ -106,6 +111,10 @@ EPILOG = (
               help="Write probability maps.  [default: none]")
 @click.option("--save-per-image", is_flag=True,
               help="Also write the segmentation of every single scan.")
+@click.option("--write-preproc", type=click.Choice(["several", "always"]),
+              help="Write the segmented image, bias-corrected (desc-preproc): where a session has "
+                   "several of its contrast, as NiBabies needs it then, or always.  "
+                   "[default: several]")
 @click.option("--overwrite", is_flag=True, help="Do again what is already done.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a session fails.")
 @click.option("-w", "--work-dir", type=click.Path(path_type=Path), metavar="DIR",
@@ -143,14 +152,14 @@ def command(analysis_level: str, **given: Any) -> int:
     """Segment the T1w and T2w brain scans of a BIDS data set, from fetus to adult.
 
     Reads the raw data set BIDS_DIR, writes BIDS derivatives to OUTPUT_DIR. ANALYSIS_LEVEL is
-    "participant".
+    "participant"; then "group", which puts all sessions into two tables and one page.
     """
     set_up_log(given["quiet"], given["verbose"])
     level = LEVELS.get(analysis_level)
     if level is None:
-        raise UnknownLevel(f"unknown analysis level '{analysis_level}'; use 'participant'")
+        raise UnknownLevel(f"unknown analysis level '{analysis_level}'; use participant or group")
     if level == "group":
-        raise UsageProblem("level 'group' is not part of this version; use 'participant'")
+        return _group(given["bids_dir"], given["output_dir"], given)
     elsewhere = _FOR_SEGMENTING if given["train"] else _FOR_TRAINING
     misplaced = [option for name, option in elsewhere.items() if _was_given(given[name])]
     if misplaced:
@@ -166,6 +175,7 @@ def command(analysis_level: str, **given: Any) -> int:
 # fmt: on
 def _segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     """Level participant: segment every selected session; returns the exit code."""
+    from bids_synthseg.bids.plan import plan_summary, plan_text
     from bids_synthseg.bids.query import find_scan_groups
 
     groups = find_scan_groups(
@@ -176,20 +186,26 @@ def _segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         filters=read_filters(given["bids_filter_file"]),
         database_dir=given["bids_database_dir"],
         all_scans=given["all_scans"],
+        quality_column=given["quality_column"],
     )
+    planned = plan_text(groups, bids_dir)
     if given["dry_run"]:
-        click.echo(plan(groups, bids_dir))
+        click.echo(planned, nl=False)
+        click.echo(plan_summary(groups), err=True)  # the table alone can go into a file
         return 0
 
     from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
+    from bids_synthseg.bids.methods import write_run_files
     from bids_synthseg.execution import available_cpus, run_sessions
-    from bids_synthseg.pipeline import Options, Segmenter, run_session
+    from bids_synthseg.pipeline import Options, Segmenter, methods_of, run_session
+    from bids_synthseg.storage import write_text
 
     options = Options(
         device=given["device"],
         mirror=not given["no_tta"],
         save_posteriors=given["save_posteriors"] or "none",
         save_per_image=given["save_per_image"],
+        write_preproc=given["write_preproc"] or "several",
         model=given["model"],
         all_scans=given["all_scans"],
         overwrite=given["overwrite"],
@@ -198,6 +214,10 @@ def _segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     output_dir = prepare_output(bids_dir, output_dir)
     segmenter = Segmenter.load(options)
     write_dataset_files(bids_dir, output_dir, segmenter.table)
+    chosen = {name: value for name, value in given.items() if name not in _FOR_TRAINING}
+    tables = {"command_line": chosen, "segmentation": vars(options)}
+    write_run_files(output_dir, methods_of(groups, segmenter, options), tables, sys.argv)
+    write_text(output_dir / "logs" / "plan.tsv", planned)
     return run_sessions(
         groups,
         lambda group: run_session(group, bids_dir, output_dir, segmenter, options),
@@ -252,6 +272,21 @@ def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     return 0
 
 
+def _group(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
+    """Level group: tables and a page about all that level participant has done so far."""
+    from bids_synthseg.bids.group import write_group
+
+    elsewhere = {**_FOR_SELECTING, "train": "--train", **_FOR_TRAINING, **_FOR_SEGMENTING}
+    for name, option in elsewhere.items():
+        if _was_given(given[name]):
+            raise UsageProblem(f"{option} does not go with level group, which takes all there is")
+    results = write_group(bids_dir, output_dir)
+    not_done = sum(result.status != "done" for result in results)
+    click.echo(f"Sessions: {len(results)}, not done: {not_done}.")
+    click.echo(f"Look at {output_dir / 'group.html'}")
+    return 0
+
+
 def _was_given(value: object) -> bool:
     """Whether an option that defaults to nothing was used; 0 is a value."""
     return value is not None and value is not False and value != ()
@@ -291,20 +326,6 @@ def read_filters(path: Path | None) -> dict[str, dict] | None:
     if not isinstance(filters, dict) or not all(isinstance(v, dict) for v in filters.values()):
         raise UsageProblem(f'{path}: write the filters as {{"t1w": {{...}}, "t2w": {{...}}}}')
     return filters
-
-
-def plan(groups: "Sequence[ScanGroup]", bids_dir: Path) -> str:
-    """Table of the scans that would be used or not, and why; columns are separated by tabs."""
-    root = bids_dir.absolute()
-    lines = ["subject\tsession\timage\tuse"]
-    for group in groups:
-        name = f"sub-{group.subject}"
-        session = f"ses-{group.session}" if group.session else "n/a"
-        rows = [(scan.path, "segmented") for scan in group.scans]
-        rows += [(path, f"left out: {reason}") for path, reason in group.left_out]
-        for path, use in rows:
-            lines.append(f"{name}\t{session}\t{path.relative_to(root)}\t{use}")
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ labelled on the grid of every contrast and written.
 import hashlib
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -19,13 +20,15 @@ import torch
 from bids_synthseg import __version__, nifti
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, Space, is_finished
-from bids_synthseg.bids.provenance import options_sha256, session_signature
-from bids_synthseg.bids.query import Scan, ScanGroup
+from bids_synthseg.bids.methods import Methods
+from bids_synthseg.bids.provenance import bids_uri, options_sha256, session_signature
+from bids_synthseg.bids.query import CONTRASTS, Scan, ScanGroup
 from bids_synthseg.errors import BadData, UsageProblem
 from bids_synthseg.models.checkpoint import Model, load_model
 from bids_synthseg.models.registry import compare_checksums
 from bids_synthseg.models.tasks import SEGMENTATION, check_model
 from bids_synthseg.segmentation.align import Alignment, align, itk_text
+from bids_synthseg.segmentation.bias import correct_bias
 from bids_synthseg.segmentation.field import MergedField, MovedField, PosteriorField
 from bids_synthseg.segmentation.labelling import LabelledVolume, label_volume
 from bids_synthseg.segmentation.predict import Segmented, segment
@@ -45,6 +48,7 @@ class Options:
     mirror: bool = True
     save_posteriors: str = "none"
     save_per_image: bool = False
+    write_preproc: str = "several"
     model: Path | None = None
     all_scans: bool = False
     overwrite: bool = False
@@ -52,8 +56,19 @@ class Options:
 
     def that_matter(self) -> dict:
         """Those that change an output, as plain values."""
-        names = ("mirror", "save_posteriors", "save_per_image", "all_scans")
+        names = ("mirror", "save_posteriors", "save_per_image", "write_preproc", "all_scans")
         return {name: getattr(self, name) for name in names}
+
+    def preproc(self, group: ScanGroup) -> tuple[str, ...]:
+        """Contrasts whose image is written as well.
+
+        Of several images of a contrast NiBabies makes a template and puts our label map on it
+        unregistered, unless it finds the image that the labels belong to.
+        """
+        there = tuple(group.by_contrast)
+        if self.write_preproc == "always":
+            return there
+        return tuple(name for name in group.repeated if name in there)
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def methods_of(groups: Sequence[ScanGroup], segmenter: Segmenter, options: Options) -> Methods:
+    """What the methods text of a run over these sessions has to tell."""
+    return Methods(
+        version=__version__,
+        weights_sha256=segmenter.weights_sha256,
+        contrasts=tuple(name for name in CONTRASTS if any(name in g.by_contrast for g in groups)),
+        aligned=any(len(group.scans) > 1 for group in groups),
+        all_scans=options.all_scans,
+        mirror=options.mirror,
+        preproc=any(options.preproc(group) for group in groups),
+        own_model=options.model is not None,
+    )
+
+
 def run_session(
     group: ScanGroup, bids_dir: Path, output_dir: Path, segmenter: Segmenter, options: Options
 ) -> SessionResult:
@@ -136,7 +165,10 @@ def run_session(
     start = time.monotonic()
     paths = SessionPaths(output_dir, group.subject, group.session)
     settings = options.that_matter()
-    signature = session_signature(group.scans, __version__, segmenter.weights_sha256, settings)
+    preproc = options.preproc(group)
+    signature = session_signature(
+        group.scans, __version__, segmenter.weights_sha256, settings | {"preproc": preproc}
+    )
     if not options.overwrite and is_finished(paths, signature):
         return SessionResult("skipped", time.monotonic() - start, "already done")
     for path, reason in group.left_out:
@@ -160,7 +192,7 @@ def run_session(
     for part in contrasts:
         spaces.setdefault(part.place, []).append(part)
     for alike in spaces.values():
-        _write_spaces(writer, alike, parts, options)
+        _write_spaces(writer, alike, parts, options, preproc)
     if len(contrasts) == 2 and all(part.alignment.accepted for part in contrasts):
         t1w, t2w = contrasts
         # An ITK transform maps points of the target to points of the image that is moved.
@@ -175,7 +207,7 @@ def run_session(
             LOG.info("%s: %s", part.scan.path.name, part.alignment.summary)
     for warning in warnings:
         LOG.warning("%s: %s", group.label, warning)
-    writer.finish(signature, {"Warnings": warnings})
+    writer.finish(signature, _details(group, warnings, bids_dir, output_dir))
     return SessionResult("done", time.monotonic() - start, "; ".join(warnings))
 
 
@@ -205,6 +237,19 @@ class Part:
         return self is other or (self.alignment.accepted and other.alignment.accepted)
 
 
+def _details(group: ScanGroup, warnings: list[str], bids_dir: Path, output_dir: Path) -> dict:
+    """What the record of a session tells beside its outputs."""
+
+    def uri(path: Path) -> str:
+        return bids_uri(path, bids_dir, output_dir)
+
+    return {
+        "Warnings": warnings,
+        "Scans": [uri(scan.path) for scan in group.scans],
+        "LeftOut": {uri(path): reason for path, reason in group.left_out},
+    }
+
+
 def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segmented:
     result = segment(image.volume, segmenter.model, segmenter.locator, options.mirror)
     voxel_ml = result.field.grid.voxel_volume_mm3 / 1000
@@ -218,9 +263,14 @@ def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segm
 
 
 def _write_spaces(
-    writer: SessionWriter, alike: list[Part], parts: list[Part], options: Options
+    writer: SessionWriter,
+    alike: list[Part],
+    parts: list[Part],
+    options: Options,
+    preproc: Sequence[str],
 ) -> None:
-    """Label the brain on the one grid of the parts `alike` and write it for each of them."""
+    """Label the brain on the one grid of the parts `alike` and write it for each of them, with the
+    image itself for the contrasts in `preproc`."""
     viewer = alike[0]
     together = [part for part in parts if part.merged_with(viewer)]
     field = MergedField([_view(part, viewer) for part in together])
@@ -228,8 +278,21 @@ def _write_spaces(
     labelled = label_volume(field, viewer.image.volume.grid, keep)
     for part in alike:
         sources = tuple(source.scan.path for source in together)
-        space = Space(part.scan.suffix, part.image, sources)
+        reference = None
+        if part.scan.suffix in preproc:
+            reference = _write_preproc(writer, part, labelled.mask)
+        space = Space(part.scan.suffix, part.image, sources, reference)
         write_space(writer, space, labelled, field.table, options)
+
+
+def _write_preproc(writer: SessionWriter, part: Part, mask: np.ndarray) -> Path:
+    """The image of a part, on its own grid, without its bias field; returns the file."""
+    how = (
+        f"The scan that was segmented ({part.scan.path.name}), not averaged with others, not "
+        "resampled; corrected for the bias field by N4 within the brain mask"
+    )
+    space = Space(part.scan.suffix, part.image, (part.scan.path,))
+    return writer.write_preproc(space, correct_bias(part.image.volume, mask), how)
 
 
 def _view(part: Part, viewer: Part) -> PosteriorField:

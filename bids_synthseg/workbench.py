@@ -103,6 +103,31 @@ def accuracy(
     click.echo(run_accuracy(validation_dir, out, segmenter, options, only or SECTIONS), nl=False)
 
 
+@command.command("check-nibabies")
+@click.argument("derivatives", type=PATH)
+@click.option(
+    "--participant-label",
+    "participants",
+    multiple=True,
+    metavar="LABEL",
+    help="Only this subject; may be given several times.",
+)
+def check_nibabies(derivatives: Path, participants: tuple[str, ...]) -> int:
+    """Print per session what NiBabies takes from DERIVATIVES, and what it ignores and why.
+
+    Exit code 1 where it would not use a session: neither segmentation nor mask, several files where
+    it needs one, labels beyond its table, images off the grid of the preprocessed scan.
+    """
+    from bids_synthseg.bids.nibabies import describe, view_folder
+
+    views = view_folder(derivatives, participants)
+    for view in views:
+        click.echo(describe(view))
+    unused = sum(bool(view.problems) for view in views)
+    click.echo(f"{len(views) - unused} of {len(views)} sessions would be used.")
+    return int(unused > 0)
+
+
 @command.command()
 @click.argument("image", type=PATH)
 @click.argument("labels", type=PATH)

@@ -13,7 +13,13 @@ import pytest
 
 from bids_synthseg import __version__, cli, console
 from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.bids.methods import Methods
 from bids_synthseg.errors import BadData, UsageProblem
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 pytestmark = pytest.mark.usefixtures("package_log")
 
@@ -52,7 +58,10 @@ def pipeline(monkeypatch):
         stub.options = options
         return types.SimpleNamespace(table=LabelTable.default())
 
-    stub.run_session = run_session
+    def methods_of(groups, segmenter, options):
+        return Methods(__version__, "0" * 64, ("T1w",), False, False, True, False, False)
+
+    stub.run_session, stub.methods_of = run_session, methods_of
     stub.Segmenter = types.SimpleNamespace(load=load)
     stub.choose_device = lambda name: name
     stub.Options = lambda **fields: types.SimpleNamespace(**fields)
@@ -63,6 +72,7 @@ def pipeline(monkeypatch):
 def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
     arguments = ["--device", "cuda:1", "--no-tta", "--save-posteriors", "tissue", "--n-cpus", "3"]
     arguments += ["--overwrite", "--save-per-image", "--all-scans", "--model", "w.safetensors"]
+    arguments += ["--write-preproc", "always"]
     assert call(raw, tmp_path / "out", "participant", *arguments) == 0
     assert [g.label for g in pipeline.sessions] == ["sub-01", "sub-02_ses-a", "sub-02_ses-b"]
     assert vars(pipeline.options) == {
@@ -70,6 +80,7 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
         "mirror": False,
         "save_posteriors": "tissue",
         "save_per_image": True,
+        "write_preproc": "always",
         "model": Path("w.safetensors"),
         "all_scans": True,
         "overwrite": True,
@@ -77,6 +88,35 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
     }
     assert len((tmp_path / "out" / "logs" / "status.tsv").read_text().splitlines()) == 4
     assert (tmp_path / "out" / "dataset_description.json").is_file()
+
+
+def test_a_run_says_what_it_did(raw, tmp_path, pipeline, capsys):
+    assert call(raw, tmp_path / "out", "participant", "--participant-label", "01", "--no-tta") == 0
+    logs = tmp_path / "out" / "logs"
+    written = tomllib.loads((logs / "config.toml").read_text())
+    assert written["command_line"]["participants"] == ["01"]
+    assert written["command_line"]["bids_dir"] == str(raw)
+    assert written["segmentation"]["mirror"] is False
+    assert written["segmentation"]["write_preproc"] == "several"
+    assert "billot2023" in (logs / "CITATION.bib").read_text()
+    assert __version__ in (logs / "CITATION.md").read_text()
+    capsys.readouterr()
+    assert call(raw, tmp_path, "participant", "--participant-label", "01", "--dry-run") == 0
+    printed = capsys.readouterr()
+    assert (logs / "plan.tsv").read_text() == printed.out
+    assert printed.err.startswith("1 session, 2 scans: about")
+
+
+def test_the_quality_column_chooses(raw, tmp_path, pipeline, capsys):
+    rows = "filename\trating\n" + "".join(
+        f"anat/sub-02_ses-a_run-{run}_T1w.nii.gz\t{rating}\n" for run, rating in ((1, 2), (2, 3.5))
+    )
+    (raw / "sub-02/ses-a/sub-02_ses-a_scans.tsv").write_text(rows)
+    arguments = [raw, tmp_path / "out", "participant", "--participant-label", "02"]
+    assert call(*arguments, "--quality-column", "rating") == 0
+    assert [s.entities["run"] for g in pipeline.sessions for s in g.scans] == ["2", "1"]
+    assert call(*arguments, "--quality-column", "stars") == 64
+    assert "--quality-column stars: no scans.tsv" in capsys.readouterr().err
 
 
 def test_defaults(raw, tmp_path, pipeline, monkeypatch):
@@ -128,8 +168,8 @@ def test_stop_on_first_crash(raw, tmp_path, pipeline):
 def test_dry_run_prints_the_plan_and_writes_nothing(raw, tmp_path, capsys):
     assert call(raw, tmp_path / "out", "participant", "--dry-run", "--contrast", "T1w") == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == ["subject", "session", "image", "use"]
-    assert ["sub-01", "n/a", "sub-01/anat/sub-01_T1w.nii.gz", "segmented"] in rows
+    assert rows[0] == ["subject", "session", "image", "use", "seconds", "memory_mb"]
+    assert ["sub-01", "n/a", "sub-01/anat/sub-01_T1w.nii.gz", "segmented"] in [r[:4] for r in rows]
     left_out = {row[2]: row[3] for row in rows[1:] if row[3] != "segmented"}
     assert left_out["sub-01/anat/sub-01_T2w.nii.gz"] == "left out: T2w was not asked for"
     assert "sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii.gz" in left_out
@@ -140,7 +180,12 @@ def test_dry_run_prints_the_plan_and_writes_nothing(raw, tmp_path, capsys):
     ("arguments", "code", "words"),
     [
         (["RAW", "OUT", "participants"], 17, "'participants'"),
-        (["RAW", "OUT", "group"], 64, "not part of this version"),
+        (["RAW", "OUT", "group"], 66, "no results of level participant"),
+        (["RAW/nowhere", "OUT", "dataset"], 66, "nowhere"),
+        (["RAW", "OUT", "group", "--session-label", "a"], 64, "--session-label does not go"),
+        (["RAW", "OUT", "group", "--train"], 64, "--train does not go"),
+        (["RAW", "OUT", "group", "--no-tta"], 64, "--no-tta does not go"),
+        (["RAW", "OUT", "group", "--resume"], 64, "--resume does not go"),
         (["RAW", "OUT"], 64, "ANALYSIS_LEVEL"),
         (["RAW", "OUT", "participant", "--no-such-option"], 64, "--no-such-option"),
         (["RAW", "OUT", "participant", "--n-cpus", "0"], 64, "--n-cpus"),
@@ -181,6 +226,18 @@ def test_what_is_refused(raw, tmp_path, pipeline, capsys, arguments, code, words
     assert words in error
     assert "Traceback" not in error
     assert pipeline.sessions == []
+
+
+@pytest.mark.parametrize("level", ["group", "dataset"])
+def test_group_tells_of_what_participant_did(raw, tmp_path, pipeline, capsys, level):
+    pipeline.failing = {"sub-01"}
+    assert call(raw, tmp_path / "out", "participant") == 1
+    assert call(raw, tmp_path / "out", level, "--notrack", "--skip-bids-validation") == 0
+    # The stand-in writes no volumes, so that none is done.
+    assert "Sessions: 3, not done: 3." in capsys.readouterr().out
+    assert "sub-01: cannot be used; replace it" in (tmp_path / "out" / "group.html").read_text()
+    for name in ("volumes.tsv", "volumes.json", "qc.tsv", "qc.json"):
+        assert (tmp_path / "out" / f"group_{name}").is_file()
 
 
 def test_no_dataset_description(raw, tmp_path, pipeline, capsys):

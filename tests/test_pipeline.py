@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from bids_synthseg import cli, console, pipeline
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.volume import Grid
+from bids_synthseg.bids.nibabies import view_folder
 from bids_synthseg.bids.query import find_scan_groups
 from bids_synthseg.errors import BadData, UsageProblem
 from bids_synthseg.execution import read_status
@@ -228,6 +229,70 @@ def test_all_scans_of_a_contrast_are_merged(session):
     single = load(out, "space-orig_desc-asegT2w_dseg")
     assert single.affine.tobytes() == load(out, "space-T2w_desc-aseg_dseg").affine.tobytes()
     assert right_inside(np.asarray(single.dataobj), head(T2W_PLACE)[0].data)
+
+
+def test_of_several_runs_one_is_used_and_nibabies_gets_the_image(session, tmp_path):
+    """NiBabies would else average the runs and put our labels on the mean, unregistered."""
+    labels, image = head(T1W_PLACE)
+    bias = np.linspace(0.8, 1.2, T1W_PLACE.shape[0], dtype=np.float32).reshape(-1, 1, 1)
+    biased = nifti(bias * image.data, T1W_PLACE.affine)
+    images = {
+        "run-1_T1w": biased,
+        "run-2_T1w": scan(at(shift(9), T1W_PLACE)),
+        "T2w": scan(T2W_PLACE),
+    }
+    _, out = session(images)
+    assert anat(out) == sorted(
+        [*in_space("T1w", "T2w"), *XFMS, "desc-preproc_T1w.json", "desc-preproc_T1w.nii.gz"]
+    )
+    found = record(out)
+    raw = "bids:raw:sub-01/anat/sub-01_{}.nii.gz"
+    assert found["Scans"] == [raw.format("run-1_T1w"), raw.format("T2w")]
+    assert list(found["LeftOut"]) == [raw.format("run-2_T1w")]
+    assert "sub-01_run-1_T1w.nii.gz was taken" in found["LeftOut"][raw.format("run-2_T1w")]
+    # On the very grid of the run, with its bias taken out of the brain.
+    source = nib.load(tmp_path / "raw/sub-01/anat/sub-01_run-1_T1w.nii.gz")
+    written, aseg = load(out, "desc-preproc_T1w"), load(out, "space-T1w_desc-aseg_dseg")
+    for image in (written, aseg):
+        assert image.shape == source.shape
+        assert image.affine.tobytes() == source.affine.tobytes()
+    white = np.isin(labels.data, (2, 41))
+    before, after = source.get_fdata()[white], written.get_fdata()[white]
+    assert after.std() / after.mean() < 0.7 * before.std() / before.mean()
+    sidecar = json.loads((out / "sub-01/anat/sub-01_desc-preproc_T1w.json").read_text())
+    assert sidecar["SkullStripped"] is False
+    assert sidecar["Sources"] == [raw.format("run-1_T1w")]
+    assert "N4" in sidecar["Description"]
+    reference = "bids::sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"
+    for name in ("desc-aseg_dseg", "desc-brain_mask"):
+        about = json.loads((out / f"sub-01/anat/sub-01_space-T1w_{name}.json").read_text())
+        assert about["SpatialReference"] == reference
+    [view] = view_folder(out)
+    assert not view.problems
+    assert "t1w_preproc" in [one.key for one in view.findings if one.files]
+
+
+def test_when_the_image_is_written_too(session, tmp_path):
+    """A run that is excluded by a filter counts: NiBabies sees it all the same."""
+    images = {"T1w": scan(T1W_PLACE), "part-phase_T1w": scan(T1W_PLACE), "T2w": scan(T1W_PLACE)}
+    _, out = session(images)
+    assert not any("preproc" in name for name in anat(out))
+    _, out = session(images, write_preproc="always")
+    assert {"desc-preproc_T1w.nii.gz", "desc-preproc_T2w.nii.gz"} < set(anat(out))
+    # A second T1w changes what is needed, though not what is segmented.
+    assert session({}, fresh=False)[0].status == "done"
+    assert session({}, fresh=False)[0].status == "skipped"
+    scan(T1W_PLACE).to_filename(tmp_path / "raw/sub-01/anat/sub-01_run-1_T1w.nii.gz")
+    result, out = session({}, fresh=False)
+    assert result.status == "done"
+    assert [name for name in anat(out) if "preproc" in name] == [
+        "desc-preproc_T1w.json", "desc-preproc_T1w.nii.gz"
+    ]  # fmt: skip
+    [group] = find_scan_groups(tmp_path / "raw", filters={"t1w": {"run": None}})
+    assert group.repeated == ("T1w",)
+    [group] = find_scan_groups(tmp_path / "raw", contrasts=["T2w"])
+    assert Options().preproc(group) == ()
+    assert Options(write_preproc="always").preproc(group) == ("T2w",)
 
 
 def test_posteriors_are_saved_on_request(session):

@@ -30,7 +30,7 @@ _DESCRIPTIONS = {
     "nativeT2w": "As native, of one T2w scan alone",
     "brain": "Mask of the brain: the union of its labels, holes filled",
     "posteriors": "Posterior probability of every label of the model, one volume each",
-    "preproc": "The image that was segmented, where a session has several of one contrast",
+    "preproc": "The image that was segmented, corrected for the bias field",
     "qc": "Measures of the quality of the segmentation, per structure",
 }
 _README = """\
@@ -46,6 +46,7 @@ bids_synthseg). Images lie on the grid of the scan that their `space-` names.
 | `*_desc-brain_mask.nii.gz` | brain mask |
 | `*_desc-aseg_volumes.tsv` | volume of every structure |
 | `*_probseg.nii.gz` | probabilities, if they were asked for |
+| `*_desc-preproc_<T1w,T2w>.nii.gz` | the scan used, bias-corrected, where there were several |
 | `desc-aseg_dseg.tsv`, `desc-native_dseg.tsv` | what the numbers mean |
 | `logs/` | what each session was made from, and what happened |
 

@@ -12,18 +12,21 @@ and phase, real or imaginary parts (`part-`). Of those that remain the first is 
 6. no `run`, then the lowest run;
 7. the fewest other entities, then the name.
 
-Of `x.nii.gz` and `x.nii` the former is taken. Images are not opened.
+Of `x.nii.gz` and `x.nii` the former is taken. Where the user names a column of `scans.tsv`, the
+quality that it gives goes before all this (see `quality_column`). Images are not opened.
 """
 
 import json
 import logging
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from bids_synthseg.bids.quality_column import excludes, quality_rank, read_quality
 from bids_synthseg.errors import BadData, InputMissing, NothingSelected, UsageProblem
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ class Scan:
     @staticmethod
     def from_path(path: Path) -> "Scan":
         """Read the name `key-value_..._suffix.nii.gz`; parts without a hyphen are dropped."""
-        *pairs, suffix = _stem(path).split("_")
+        *pairs, suffix = path.name.removesuffix(".gz").removesuffix(".nii").split("_")
         entities = dict(pair.split("-", 1) for pair in pairs if "-" in pair)
         return Scan(path, suffix, entities)
 
@@ -74,6 +77,14 @@ class ScanGroup:
         return f"sub-{self.subject}" + (f"_ses-{self.session}" if self.session else "")
 
     @property
+    def repeated(self) -> tuple[str, ...]:
+        """Contrasts that `anat/` has several usable images of, taken or left out."""
+        paths = [scan.path for scan in self.scans]
+        paths += [p for p, _ in self.left_out if not _unusable(p, self.subject, self.session)]
+        counts = Counter(Scan.from_path(path).suffix for path in paths)
+        return tuple(name for name in CONTRASTS if counts[name] > 1)
+
+    @property
     def by_contrast(self) -> dict[str, list[Scan]]:
         """Scans of each contrast that there is, the representative first."""
         found = {name: [s for s in self.scans if s.suffix == name] for name in CONTRASTS}
@@ -89,17 +100,20 @@ def find_scan_groups(
     filters: dict | None = None,
     database_dir: Path | None = None,
     all_scans: bool = False,
+    quality_column: str | None = None,
 ) -> list[ScanGroup]:
     """The sessions to segment, sorted by subject and session; each has at least one scan.
 
     participants, sessions: labels with or without "sub-", "ses-"; empty means all. filters: the
     content of a BIDS filter file, of which the keys "t1w" and "t2w" are read (null: entity absent,
     "*": entity present). database_dir: folder of a pybids index made before. all_scans: keep
-    every usable scan, not only the representative of each contrast.
+    every usable scan, not only the representative of each contrast. quality_column: column of
+    scans.tsv to choose by.
 
     Raises InputMissing (no such folder, no dataset_description.json, no scan at all), BadData
     (dataset_description.json is not JSON), NothingSelected (unknown label, nothing left by the
-    filters) and UsageProblem (unknown contrast or filter entity).
+    filters) and UsageProblem (unknown contrast, filter entity or
+    quality column).
     """
     root = Path(bids_dir).absolute()
     read_description(root)
@@ -111,12 +125,16 @@ def find_scan_groups(
     wanted = {label.removeprefix("ses-") for label in sessions}
     _check_labels("ses-", wanted, {session for _, session in images if session}, root)
 
+    quality = read_quality(root, images, quality_column) if quality_column else {}
     groups, seen = [], False
-    for (subject, session), paths in sorted(images.items(), key=lambda item: _order(item[0])):
+    for subject, session in sorted(images, key=lambda label: (label[0], label[1] or "")):
+        paths = images[subject, session]
         seen = seen or any(_unusable(path, subject, session) is None for path in paths)
         if wanted and session not in wanted:
             continue
-        group = choose_scans(subject, session, paths, allowed.__getitem__, contrasts, all_scans)
+        group = choose_scans(
+            subject, session, paths, allowed.__getitem__, contrasts, all_scans, quality
+        )
         if group.scans:
             groups.append(group)
             continue
@@ -141,10 +159,12 @@ def choose_scans(
     allowed: Callable[[str], set[Path]],
     contrasts: Sequence[str] = CONTRASTS,
     all_scans: bool = False,
+    quality: Mapping[Path, str] = MappingProxyType({}),
 ) -> ScanGroup:
     """Apply the rule of this module to the images of one `anat/` folder.
 
-    allowed: contrast -> paths that pass the user's filters.
+    allowed: contrast -> paths that pass the user's filters. quality: image -> what the chosen
+    column of scans.tsv says of it.
     """
     candidates: dict[str, list[Scan]] = defaultdict(list)
     left_out = []
@@ -157,16 +177,18 @@ def choose_scans(
             left_out.append((path, f"{scan.suffix} was not asked for"))
         elif path not in allowed(scan.suffix):
             left_out.append((path, "excluded by the filter file"))
+        elif excludes(quality.get(path)):
+            left_out.append((path, f"its quality in scans.tsv is '{quality[path]}'"))
         elif path.suffix == ".nii" and path.with_suffix(".nii.gz") in paths:
             left_out.append((path, "the same name exists as .nii.gz"))
         else:
             candidates[scan.suffix].append(scan)
     scans = []
     for contrast in CONTRASTS:
-        ranked = sorted(candidates[contrast], key=_rank)
+        ranked = sorted(candidates[contrast], key=lambda scan: _rank(scan, quality))
         scans += ranked if all_scans else ranked[:1]
         for scan in [] if all_scans else ranked[1:]:
-            left_out.append((scan.path, _why_not(scan, ranked[0])))
+            left_out.append((scan.path, _why_not(scan, ranked[0], quality)))
     return ScanGroup(subject, session, tuple(scans), tuple(sorted(left_out)))
 
 
@@ -207,12 +229,15 @@ _CRITERIA: tuple[tuple[str, Callable[[str | None], tuple], str], ...] = (
 )
 
 
-def _rank(scan: Scan) -> tuple:
+def _rank(scan: Scan, quality: Mapping[Path, str]) -> tuple:
     ranks = tuple(key(scan.entities.get(entity)) for entity, key, _ in _CRITERIA)
-    return (*ranks, len(scan.entities), scan.path.name)
+    return (quality_rank(scan.path, quality), *ranks, len(scan.entities), scan.path.name)
 
 
-def _why_not(scan: Scan, chosen: Scan) -> str:
+def _why_not(scan: Scan, chosen: Scan, quality: Mapping[Path, str]) -> str:
+    if quality_rank(scan.path, quality) != quality_rank(chosen.path, quality):
+        one, other = quality[chosen.path], quality.get(scan.path, "n/a")
+        return f"{chosen.path.name} was taken: its quality in scans.tsv is {one}, against {other}"
     for entity, key, words in _CRITERIA:
         if key(scan.entities.get(entity)) != key(chosen.entities.get(entity)):
             return f"{chosen.path.name} was taken: {words}"
@@ -257,10 +282,6 @@ def _check_labels(prefix: str, wanted: set[str], existing: set[str], root: Path)
     some = ", ".join(prefix + label for label in sorted(existing)[:5]) or "none"
     more = f" and {len(existing) - 5} more" if len(existing) > 5 else ""
     raise NothingSelected(f"{root}: there is no {names}; there is: {some}{more}")
-
-
-def _order(label: tuple[str, str | None]) -> tuple[str, str]:
-    return label[0], label[1] or ""
 
 
 def _queries(filters: dict, contrasts: Sequence[str]) -> dict[str, dict]:
@@ -327,7 +348,3 @@ def _ask(layout: "BIDSLayout", contrast: str, query: dict) -> set[Path]:
         return {Path(name) for name in layout.get(return_type="filename", **query)}
     except (TypeError, ValueError) as error:
         raise UsageProblem(f"filter file, {contrast.lower()!r}: {error}") from error
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")

@@ -1,0 +1,73 @@
+"""What a run is going to do: scans used and left out with the reason, expected time and memory.
+
+`--dry-run` prints the table, a run writes it to `logs/plan.tsv`. The expectation is a straight line
+in the number of scans, through what was measured on a newborn of 0.86 mm (sub-13 of the newborns
+in benchmarks/README.md) on two cores of an AMD EPYC (Zen 3) without GPU: T1w and T2w took 14.1 s
+and 1.25 GB, the T1w alone half the processor time (6.4 s of 13.3 s on one thread) and 1.04 GB.
+Images are not opened, so that a plan of thousands of sessions takes seconds; larger grids take
+more.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bids_synthseg.bids.query import ScanGroup
+from bids_synthseg.bids.tables import format_table
+
+SECONDS_PER_SCAN = 7.0
+MEMORY_MB = 900.0
+MEMORY_MB_PER_SCAN = 175.0
+
+
+def expected_seconds(group: ScanGroup) -> float:
+    """Seconds on two cores."""
+    return SECONDS_PER_SCAN * len(group.scans)
+
+
+def expected_memory_mb(group: ScanGroup) -> float:
+    """Peak memory of the process in MB (10^6 bytes)."""
+    return MEMORY_MB + MEMORY_MB_PER_SCAN * len(group.scans)
+
+
+def plan_text(groups: Sequence[ScanGroup], bids_dir: Path) -> str:
+    """Table with one row per image, tab-separated.
+
+    What a session is expected to take stands in the row of its first scan alone, so that the
+    column adds up.
+    """
+    root = Path(bids_dir).absolute()
+    columns: dict[str, list] = {
+        name: [] for name in ("subject", "session", "image", "use", "seconds", "memory_mb")
+    }
+    for group in groups:
+        uses = [(scan.path, "segmented") for scan in group.scans]
+        uses += [(path, f"left out: {reason}") for path, reason in group.left_out]
+        for number, (path, use) in enumerate(uses):
+            row = (
+                f"sub-{group.subject}",
+                f"ses-{group.session}" if group.session else None,
+                path.relative_to(root).as_posix(),
+                use,
+                expected_seconds(group) if number == 0 else None,
+                expected_memory_mb(group) if number == 0 else None,
+            )
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+    return format_table(columns)
+
+
+def plan_summary(groups: Sequence[ScanGroup]) -> str:
+    """One line on all sessions together."""
+    total = max(1, round(sum(map(expected_seconds, groups)) / 60))
+    hours, minutes = divmod(total, 60)
+    took = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    memory_gb = max(map(expected_memory_mb, groups), default=0.0) / 1000
+    scans = sum(len(group.scans) for group in groups)
+    return (
+        f"{_count(len(groups), 'session')}, {_count(scans, 'scan')}: about {took} "
+        f"one after another on two cores, {memory_gb:.1f} GB of memory"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
