@@ -75,5 +75,7 @@ def main(maps: Path, validation: Path, out: Path, steps: int = 400) -> None:
 
 
 if __name__ == "__main__":
-    folders = [Path(argument) for argument in sys.argv[1:4]]
-    main(*folders, *(int(argument) for argument in sys.argv[4:]))
+    if len(sys.argv) < 4:
+        print("not run: it takes MAPS VALIDATION OUT [STEPS], and an hour")
+    else:
+        main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:]))

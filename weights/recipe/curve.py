@@ -2,32 +2,37 @@
 
     python weights/recipe/curve.py NAME=RUN/metrics.tsv ...
 
-Dice is that of the network alone, on its working grid, with the brain's box from the reference;
-rows named `sub-GA*` are fetal averages, the others newborns (image 0 is T1w, 1 is T2w).
+Dice is that of the network alone, on its working grid, with the brain's box from the reference.
 """
 
 import sys
-from collections import defaultdict
 from pathlib import Path
-from statistics import mean
+
+Scores = dict[str, float]
+"""Data set and kind of image -> mean Dice."""
 
 
-def main(arguments: list[str]) -> None:
-    """Print the table."""
-    print("| run | step | newborn T1w | newborn T2w | fetal T2w |")
-    print("|---|---|---|---|---|")
-    for argument in arguments:
-        run, _, path = argument.partition("=")
-        steps: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for line in Path(path).read_text().splitlines():
-            step, name, value = line.split("\t")
-            if "/" in name:
-                group = "fetal" if name.startswith("sub-GA") else name.split("/")[1]
-                steps[int(step)][group].append(float(value))
-        for step, groups in sorted(steps.items()):
-            cells = (f"{mean(groups[g]):.3f}" if groups[g] else "-" for g in ("0", "1", "fetal"))
-            print(f"| {run} | {step} |", " | ".join(cells), "|")
+def read_scores(path: Path) -> dict[int, Scores]:
+    """The scores of a run by step."""
+    steps: dict[int, Scores] = {}
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        step, name, value = line.split("\t")
+        if name != "loss":
+            steps.setdefault(int(step), {})[name] = float(value)
+    return steps
+
+
+def table(runs: dict[str, dict[int, Scores]]) -> str:
+    """A row per run and step, a column per kind of score."""
+    columns = sorted({name for steps in runs.values() for one in steps.values() for name in one})
+    lines = [f"| run | step | {' | '.join(columns)} |", f"|---|--:|{'--:|' * len(columns)}"]
+    for run, steps in runs.items():
+        for step, scores in sorted(steps.items()):
+            cells = (f"{scores[name]:.3f}" if name in scores else "" for name in columns)
+            lines.append(f"| {run} | {step} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    named = (argument.partition("=") for argument in sys.argv[1:])
+    print(table({name: read_scores(Path(path)) for name, _, path in named}))
