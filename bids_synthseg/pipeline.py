@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from bids_synthseg.bids.methods import Methods
 from bids_synthseg.bids.provenance import bids_uri, options_sha256, session_signature
 from bids_synthseg.bids.query import CONTRASTS, Scan, ScanGroup
 from bids_synthseg.errors import BadData, UsageProblem
-from bids_synthseg.models.checkpoint import Model, load_model
+from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.registry import compare_checksums
 from bids_synthseg.models.tasks import SEGMENTATION, check_model
 from bids_synthseg.segmentation.align import Alignment, align, itk_text
@@ -104,15 +103,12 @@ class Segmenter:
         if options.n_cpus:
             torch.set_num_threads(options.n_cpus)
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(options.n_cpus)
-        shipped = files("bids_synthseg.weights")
-        with (
-            as_file(shipped / "segmentation.safetensors") as segmentation,
-            as_file(shipped / "locator.safetensors") as location,
-        ):
-            chosen = options.model or segmentation
-            model, locator = (_ready(load_model(path), device) for path in (chosen, location))
-            check_model(chosen, model, SEGMENTATION)
-            checksums = [file_sha256(path) for path in (chosen, location)]
+        shipped = shipped_folder()
+        chosen = options.model or shipped / "segmentation.safetensors"
+        paths = (chosen, shipped / "locator.safetensors")
+        model, locator = (_ready(load_model(path), device) for path in paths)
+        check_model(chosen, model, SEGMENTATION)
+        checksums = [file_sha256(path) for path in paths]
         own = {} if options.model else {"segmentation.safetensors": checksums[0]}
         # The checksums are needed anyway, so comparing them costs nothing.
         compare_checksums(shipped, own | {"locator.safetensors": checksums[1]})

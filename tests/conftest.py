@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 # Nested: a dictionary is a folder; str is written as text, dict ending in .json as JSON, an array
 # or an image as NIfTI, None as an empty file (enough for everything that only reads names).
@@ -125,3 +126,12 @@ def phantom_dataset(bids_tree: Callable[..., Path], phantom_image: np.ndarray) -
 
 
 _AXES = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
+
+
+@pytest.fixture
+def one_thread():
+    """Tiny networks are slower with more, and sums could be of another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -522,7 +522,7 @@ def test_weights_are_loaded_with_their_checksum(tmp_path, monkeypatch):
         torch.manual_seed(seed)
         model = replace(reader(), network=UNet(small))
         save_model(tmp_path / f"{name}.safetensors", model)
-    monkeypatch.setattr(pipeline, "files", lambda package: tmp_path)
+    monkeypatch.setattr(pipeline, "shipped_folder", lambda: tmp_path)
     first = Segmenter.load(Options(device="cpu"))
     again = Segmenter.load(Options(device="cpu"))
     other = Segmenter.load(Options(device="cpu", model=tmp_path / "other.safetensors"))

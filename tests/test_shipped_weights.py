@@ -131,7 +131,7 @@ def test_a_shipped_file_that_changed_is_refused(tmp_path, monkeypatch):
     """A changed weight has no other symptom than a worse segmentation."""
     for name in (*FILES, "SHA256SUMS"):
         (tmp_path / name).write_bytes((WEIGHTS / name).read_bytes())
-    monkeypatch.setattr(pipeline, "files", lambda package: tmp_path)
+    monkeypatch.setattr(pipeline, "shipped_folder", lambda: tmp_path)
     options = Options(device="cpu")
     sound = Segmenter.load(options).weights_sha256
     for name in FILES:

@@ -25,19 +25,12 @@ from bids_synthseg.learning.validation import UNTOUCHED, validate
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, Pyramid
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 HEAD = Head(LabelTable.default())
 ALONE = Team(0, 1, CPU)
 MATERIAL = Material([ball_map(), ball_map("sub-02", scan=True)], np.array([0.5, 0.5]), [], HEAD)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny networks are slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def new_state(config):

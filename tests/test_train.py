@@ -29,19 +29,12 @@ from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig
 from bids_synthseg.synthesis.recipe import SynthesisConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEAD = Head(LabelTable.default())
 COARSE_FIRST = tiny_config(coarse_steps=2)
 LATER = 1e9
 """Minutes that no test takes."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny networks are slower with more, and sums could be of another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

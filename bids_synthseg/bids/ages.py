@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_synthseg.bids.reading import NOT_AVAILABLE, read_object, read_rows
+from bids_synthseg.bids.sessions import Key
 from bids_synthseg.errors import BadData
 
 DAYS_PER_MONTH = 365.25 / 12
@@ -41,9 +42,6 @@ _SINCE_BIRTH = {
 }
 _SINCE_CONCEPTION = {"age_weeks_pma": "week"}
 _WARNINGS_IN_FULL = 3
-
-Key = tuple[str, str | None]
-"""Subject and session (None: the subject has none), without "sub-" and "ses-"."""
 
 logger = logging.getLogger(__name__)
 

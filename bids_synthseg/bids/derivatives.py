@@ -14,6 +14,7 @@ import numpy as np
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.provenance import SessionRecord, bids_uri
 from bids_synthseg.bids.query import Scan
+from bids_synthseg.bids.sessions import session_label
 from bids_synthseg.bids.tables import (
     VOLUME_COLUMNS,
     tissue_channels,
@@ -40,7 +41,7 @@ class SessionPaths:
     @property
     def label(self) -> str:
         """The start of every name: "sub-01_ses-1mo"."""
-        return f"sub-{self.subject}" + (f"_ses-{self.session}" if self.session else "")
+        return session_label((self.subject, self.session))
 
     @property
     def anat(self) -> Path:

@@ -6,11 +6,12 @@ Reads what level participant wrote, and the ages in the tables of the raw data s
 from collections.abc import Sequence
 from pathlib import Path
 
-from bids_synthseg.bids.ages import Age, Key, read_ages
+from bids_synthseg.bids.ages import Age, read_ages
 from bids_synthseg.bids.dataset import prepare_output
 from bids_synthseg.bids.group_page import page
 from bids_synthseg.bids.query import read_description
 from bids_synthseg.bids.results import STATUSES, Result, read_results
+from bids_synthseg.bids.sessions import Key
 from bids_synthseg.bids.tables import write_table
 from bids_synthseg.errors import InputMissing
 from bids_synthseg.storage import write_text

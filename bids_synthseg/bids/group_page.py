@@ -10,9 +10,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bids_synthseg import __version__
-from bids_synthseg.bids.ages import Age, Key
+from bids_synthseg.bids.ages import Age
 from bids_synthseg.bids.outliers import LIMIT_SD, SMALLEST_GROUP, Trend, fit_trend
 from bids_synthseg.bids.results import STATUSES, Result
+from bids_synthseg.bids.sessions import Key
 
 # A session is drawn on the first scale on which its age is known: for fetuses and newborns, who are
 # all of about the same age since birth, time since conception tells more.

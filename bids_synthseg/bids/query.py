@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bids_synthseg.bids.quality_column import excludes, quality_rank, read_quality
+from bids_synthseg.bids.sessions import session_label, session_order
 from bids_synthseg.errors import BadData, InputMissing, NothingSelected, UsageProblem
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class ScanGroup:
     @property
     def label(self) -> str:
         """For example "sub-01_ses-1mo"."""
-        return f"sub-{self.subject}" + (f"_ses-{self.session}" if self.session else "")
+        return session_label((self.subject, self.session))
 
     @property
     def repeated(self) -> tuple[str, ...]:
@@ -127,7 +128,7 @@ def find_scan_groups(
 
     quality = read_quality(root, images, quality_column) if quality_column else {}
     groups, seen = [], False
-    for subject, session in sorted(images, key=lambda label: (label[0], label[1] or "")):
+    for subject, session in sorted(images, key=session_order):
         paths = images[subject, session]
         seen = seen or any(_unusable(path, subject, session) is None for path in paths)
         if wanted and session not in wanted:

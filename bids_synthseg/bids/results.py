@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_synthseg.bids.ages import Key
 from bids_synthseg.bids.derivatives import SessionPaths
 from bids_synthseg.bids.query import CONTRASTS
 from bids_synthseg.bids.reading import NOT_AVAILABLE, read_object, read_rows
+from bids_synthseg.bids.sessions import Key, session_label, session_order
 from bids_synthseg.errors import BadData
 
 STATUSES = {
@@ -68,7 +68,7 @@ class Result:
     @property
     def label(self) -> str:
         """For example "sub-01_ses-1mo"."""
-        return f"sub-{self.subject}" + (f"_ses-{self.session}" if self.session else "")
+        return session_label(self.key)
 
     @property
     def space(self) -> str | None:
@@ -88,7 +88,7 @@ def read_results(output_dir: Path) -> list[Result]:
     keys = set(rows) | set(_recorded(output_dir / "logs")) | set(_segmented(output_dir))
     return [
         _result(SessionPaths(output_dir, *key), rows.get(key, {}))
-        for key in sorted(keys, key=lambda key: (key[0], key[1] or ""))
+        for key in sorted(keys, key=session_order)
     ]
 
 

@@ -6,7 +6,6 @@ fine, where steps cost an eighth; the finest level is then grown onto the same w
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from bids_synthseg.learning.config import TrainConfig
 from bids_synthseg.learning.states import State
 from bids_synthseg.learning.step import optimiser_of
 from bids_synthseg.learning.transfer import freeze, start_network
-from bids_synthseg.models.checkpoint import load_model
+from bids_synthseg.models.checkpoint import load_model, shipped_folder
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import UNet, grow
 
@@ -90,10 +89,9 @@ def _state(network: UNet, config: TrainConfig, device: torch.device) -> State:
 
 def _transferred(config: TrainConfig, head: Head, progress: Callable[[str], None]) -> UNet:
     name, wanted = config.init_from, config.network
-    place = files("bids_synthseg.weights") / "segmentation.safetensors"
+    path = shipped_folder() / "segmentation.safetensors" if name == SHIPPED else Path(name)
     try:
-        with as_file(place if name == SHIPPED else Path(name)) as path:
-            model = load_model(path)
+        model = load_model(path)
     except ModuleNotFoundError as problem:
         raise UsageProblem(f"{name}: to read models install {problem.name}") from problem
     if config.freeze and len(model.network.config.features) < len(wanted.features):

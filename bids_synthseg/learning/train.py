@@ -176,7 +176,7 @@ class Run:
         if monitor:
             means = {f"{group.dataset} {group.kind}": group.mean for group in verdict.groups}
             monitor.score(state.step, means)
-        if scores and not verdict.value > state.best:
+        if not verdict.improves(state.best):
             return
         if importlib.util.find_spec("safetensors") is None:
             # What cannot be kept is not the best so far.

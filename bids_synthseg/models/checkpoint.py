@@ -6,6 +6,7 @@ A model file rebuilds its network alone: the metadata holds one JSON document un
 
 import json
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -44,6 +45,12 @@ class Model:
     def intensity(self) -> str:
         """The scale on which the network sees an image: see models.inputs."""
         return self.network.config.intensity
+
+
+def shipped_folder() -> Path:
+    """The folder of the installed models."""
+    # An installer of wheels unpacks them, so the resources are a folder.
+    return Path(str(files("bids_synthseg.weights")))
 
 
 def save_model(path: Path, model: Model) -> None:

@@ -5,14 +5,13 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 
 from bids_synthseg import phantom
 from bids_synthseg.errors import AppError, BadData, InputMissing
-from bids_synthseg.models.checkpoint import Model, load_model
+from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.inputs import network_input
 from bids_synthseg.models.tasks import LOCATOR, SEGMENTATION, check_model, task_of
 from bids_synthseg.storage import file_sha256
@@ -30,12 +29,6 @@ SUM_TOLERANCE = 1e-4
 """How far from 1 the probabilities of a voxel may sum in single precision."""
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](\S.*)")
-
-
-def shipped_folder() -> Path:
-    """The folder of the installed models."""
-    # An installer of wheels unpacks them, so the resources are a folder.
-    return Path(str(files("bids_synthseg.weights")))
 
 
 def model_files(folder: Path) -> list[Path]:
