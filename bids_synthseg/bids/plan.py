@@ -2,8 +2,8 @@
 
 `--dry-run` prints the table, a run writes it to `logs/plan.tsv`. The expectation is a straight line
 in the number of scans, through what was measured on a newborn of 0.86 mm (sub-13 of the newborns
-in benchmarks/README.md) on two cores of an AMD EPYC (Zen 3) without GPU: T1w and T2w took 14.1 s
-and 1.25 GB, the T1w alone half the processor time (6.4 s of 13.3 s on one thread) and 1.04 GB.
+in benchmarks/README.md) on two cores of an AMD EPYC (Zen 3) without GPU: T1w and T2w took 14.8 s
+and 1.24 GB, the T1w alone half the processor time (6.4 s of 13.3 s on one thread) and 1.04 GB.
 Images are not opened, so that a plan of thousands of sessions takes seconds; larger grids take
 more.
 """
