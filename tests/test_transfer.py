@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from bids_synthseg.anatomy.labels import Label, LabelTable
 from bids_synthseg.learning.transfer import freeze, start_network
 from bids_synthseg.models.checkpoint import Model
+from bids_synthseg.models.growth import drop_stem
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet, upsample
 
@@ -112,6 +113,20 @@ def test_levels_are_dropped():
         assert torch.equal(found, given[f"{old}.weight"])
 
 
+@pytest.mark.parametrize("stem", [False, True])
+def test_levels_become_wider_and_get_a_stem(stem):
+    model = model_of(Head(ADULT), stem=stem)
+    wanted = config_of(Head(ADULT), features=(9, 12), stem=True)
+    started = start_network(model, wanted, Head(ADULT))
+    assert started.network.config == wanted
+    picture = torch.randn((1, 2, 16, 8, 8), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        answer = F.avg_pool3d(started.network(picture), 2)
+        coarse = drop_stem(model.network) if stem else model.network
+        expected = coarse(F.avg_pool3d(picture, 2))
+    torch.testing.assert_close(answer, expected, atol=1e-4, rtol=0)
+
+
 def test_the_model_itself_stays_as_it_is():
     model, head = model_of(Head(ADULT)), Head(INFANT)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
@@ -127,7 +142,8 @@ def test_the_model_itself_stays_as_it_is():
     [
         ({"norm": "group"}, "its norm is 'instance'.*'group'"),
         ({"intensity": "range"}, "its intensity is 'rank'"),
-        ({"features": (6, 9)}, r"its features are \[6, 8\], those of the configuration \[6, 9\]"),
+        ({"features": (6, 7)}, r"its features are \[6, 8\], those of the configuration \[6, 7\]"),
+        ({"residual": True}, "its residual is False"),
         ({"features": (5, 8), "convs": (1, 2)}, "its features"),
         ({"features": (4, 6, 8), "convs": (1, 1, 1)}, r"its convs are \[1, 2\]"),
         ({"channels_out": 9}, "channels_out is 9, not 4"),

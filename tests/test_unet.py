@@ -1,10 +1,18 @@
-"""The network: shapes, refused architectures, growth that at first changes nothing, its inverse."""
+"""The network: shapes, refused architectures, its answers on every level, its stem."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from bids_synthseg.models.unet import NetworkConfig, Pyramid, UNet, grow, shrink, upsample
+from bids_synthseg.models.unet import (
+    NetworkConfig,
+    Pyramid,
+    UNet,
+    channels_to_cubes,
+    cubes_to_channels,
+    upsample,
+)
 
 COARSE = NetworkConfig(features=(6, 8), channels_in=2, channels_out=3, convs=(1, 2))
 FINE = NetworkConfig(features=(4, 6, 8), channels_in=2, channels_out=3, convs=(2, 1, 2))
@@ -74,33 +82,6 @@ def test_upsampling_keeps_voxel_centres():
     torch.testing.assert_close(fine, (torch.arange(1.0, 15.0) - 0.5) / 2)
 
 
-def test_growing_changes_nothing_at_first():
-    coarse = network(COARSE)
-    fine = grow(coarse, 4, 2)
-    assert fine.config == FINE
-    picture = image(16, 8, 24)
-    with torch.no_grad():
-        expected = upsample(coarse(F.avg_pool3d(picture, 2)))
-        torch.testing.assert_close(fine(picture), expected, atol=1e-5, rtol=0)
-
-
-def test_a_grown_level_learns():
-    fine = grow(network(COARSE), 4, 2)
-    optimiser = torch.optim.SGD(fine.parameters(), lr=0.1)
-    truth = torch.zeros(1, 16, 16, 16, dtype=torch.long)
-    truth[:, 8:] = 1
-    before = {name: value.clone() for name, value in fine.state_dict().items()}
-    for _ in range(2):  # the new encoder is behind weights that start at zero
-        optimiser.zero_grad()
-        F.cross_entropy(fine(image(16, 16, 16)), truth).backward()
-        optimiser.step()
-    changed = {n for n, value in fine.state_dict().items() if not torch.equal(value, before[n])}
-    for name in ("heads.0", "encoders.0.0", "encoders.0.3", "laterals.0", "decoders.0.0"):
-        assert f"{name}.weight" in changed, name
-    grown_input = fine.state_dict()["encoders.1.0.weight"][:, 2:]
-    assert grown_input.abs().max() > 0
-
-
 def test_the_pyramid_answers_on_every_grid():
     net, picture = network(FINE), image(16, 8, 24)
     with torch.no_grad():
@@ -120,23 +101,41 @@ def test_each_answer_adds_to_the_upsampled_one_below():
     torch.testing.assert_close(finest, upsample(below) + 0.25)
 
 
-def test_shrinking_undoes_growing():
-    coarse = network(COARSE)
-    back = shrink(grow(coarse, 4, 2))
-    assert back.config == COARSE
-    state = back.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in coarse.state_dict().items())
+def test_cubes_become_channels_and_back():
+    picture = torch.arange(2.0 * 4 * 2 * 6).reshape(1, 2, 4, 2, 6)
+    channels = cubes_to_channels(picture)
+    assert channels.shape == (1, 16, 2, 1, 3)
+    # Channel 8 c + 4 i + 2 j + k is voxel (2 x + i, 2 y + j, 2 z + k) of channel c.
+    assert channels[0, 8 + 4 + 1, 1, 0, 2] == picture[0, 1, 3, 0, 5]
+    assert torch.equal(channels_to_cubes(channels), picture)
 
 
-def test_a_shrunk_network_has_weights_of_its_own():
-    fine = network(FINE)
-    coarse = shrink(fine)
-    before = fine.state_dict()["heads.1.bias"].clone()
+def test_a_stem_halves_the_grid_but_not_the_answer():
+    net, picture = network(replace(COARSE, stem=True)), image(16, 8, 24)
+    assert net.config.divisor == 4
     with torch.no_grad():
-        coarse.heads[0].bias += 1
-    assert torch.equal(fine.state_dict()["heads.1.bias"], before)
+        answers = net.pyramid(picture)
+    assert [tuple(a.shape[2:]) for a in answers] == [(16, 8, 24), (4, 2, 6)]
+    assert net.encoders[0][0].in_channels == 16 and net.heads[0].out_channels == 24
+    single = network(NetworkConfig((4,), 2, 3, (1,), stem=True))
+    assert single(picture).shape == (1, 3, 16, 8, 24)
 
 
-def test_one_level_cannot_shrink():
-    with pytest.raises(ValueError, match="one level"):
-        shrink(network(NetworkConfig((4,), 2, 3, (1,))))
+def test_voxels_of_a_cube_get_answers_of_their_own():
+    net = network(replace(COARSE, stem=True))
+    with torch.no_grad():
+        answer = net(image(8, 8, 8))
+    assert cubes_to_channels(answer)[0, :8].std(0).min() > 0
+
+
+def test_the_input_of_a_residual_block_is_added():
+    config = replace(COARSE, residual=True, norm="none")
+    net = network(config)
+    with torch.no_grad():
+        for layer in net.encoders[0]:
+            if isinstance(layer, torch.nn.Conv3d) and layer.kernel_size == (3, 3, 3):
+                layer.weight.zero_()
+                layer.bias.zero_()
+        picture = image(8, 8, 8)
+        expected = net.encoders[0].short(picture)
+        torch.testing.assert_close(net.encoders[0](picture), expected)

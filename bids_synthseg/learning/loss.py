@@ -61,13 +61,14 @@ def training_loss(
 ) -> torch.Tensor:
     """Loss of one sample at `step`, summed over the levels of a network.
 
-    `pyramid`: logits (1, n, X / 2^l, Y / 2^l, Z / 2^l) of the levels l = 0, 1, ...; `classes`
-    (X, Y, Z) int64 rows of `sets` (K, C) bool, of which level l takes the voxel nearest to the
-    centre of its own. `lattice`: the part of the first two axes that the finest level looks at.
+    `pyramid`: logits (1, n, X / f, Y / f, Z / f) of the levels, from f = 1 on; `classes` (X, Y, Z)
+    int64 rows of `sets` (K, C) bool, of which each level takes the voxel nearest to the centre of
+    its own. `lattice`: the part of the first two axes that the finest level looks at.
     """
     losses = []
     for level, logits in enumerate(pyramid if config.deep else pyramid[:1]):
-        places = [slice(2**level // 2, None, 2**level)] * 3
+        factor = len(classes) // logits.shape[2]
+        places = [slice(factor // 2, None, factor)] * 3
         target = classes[tuple(places)]
         if level == 0:
             logits, target = logits[:, :, lattice[0], lattice[1]], target[lattice]

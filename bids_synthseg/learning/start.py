@@ -1,7 +1,7 @@
 """Where a run begins: fresh weights, those of another model, or a coarse stage that grows.
 
-For its first `coarse_steps` a run trains the network without its finest level, on a grid half as
-fine, where steps cost an eighth; the finest level is then grown onto the same weights.
+For its first `coarse_steps` a run trains the network without its finest level, or without its stem,
+on a grid half as fine, where steps are cheap; that is then grown onto the same weights.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,9 @@ from bids_synthseg.learning.states import State
 from bids_synthseg.learning.step import optimiser_of
 from bids_synthseg.learning.transfer import freeze, start_network
 from bids_synthseg.models.checkpoint import load_model, shipped_folder
+from bids_synthseg.models.growth import add_stem, grow
 from bids_synthseg.models.heads import Head
-from bids_synthseg.models.unet import UNet, grow
+from bids_synthseg.models.unet import UNet
 
 SHIPPED = "shipped"
 """`init_from` of the weights that come with this version."""
@@ -27,9 +28,11 @@ def stage_of(config: TrainConfig, step: int) -> TrainConfig:
     """The configuration that holds at a step: without the finest level at first."""
     if step >= config.coarse_steps:
         return config
-    network = replace(
-        config.network, features=config.network.features[1:], convs=config.network.convs[1:]
-    )
+    network = config.network
+    if network.stem:
+        network = replace(network, stem=False)
+    else:
+        network = replace(network, features=network.features[1:], convs=network.convs[1:])
     return replace(
         config,
         shape=tuple(n // 2 for n in config.shape),
@@ -67,14 +70,18 @@ def empty_state(config: TrainConfig, device: torch.device) -> State:
 
 
 def grown_state(state: State, config: TrainConfig, device: torch.device) -> State:
-    """The state of the coarse stage with the finest level of `config` grown onto it.
+    """The state of the coarse stage with the finest level or the stem of `config` grown onto it.
 
     Adam's memory begins anew, and so does the comparison of checkpoints: Dice on a finer grid is
     another measure.
     """
     torch.manual_seed(config.seed)
-    features, convs = config.network.features[0], config.network.convs[0]
-    fresh = _state(grow(state.average, features, convs), config, device)
+    network, wanted = state.average, config.network
+    if wanted.stem:
+        network = add_stem(network)
+    else:
+        network = grow(network, wanted.features[0], wanted.convs[0])
+    fresh = _state(network, config, device)
     fresh.step = state.step
     return fresh
 

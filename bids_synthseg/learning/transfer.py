@@ -10,7 +10,8 @@ import torch
 
 from bids_synthseg.models.checkpoint import Model
 from bids_synthseg.models.heads import Head
-from bids_synthseg.models.unet import NetworkConfig, UNet, grow, shrink
+from bids_synthseg.models.growth import add_stem, drop_stem, grow, shrink, widen
+from bids_synthseg.models.unet import NetworkConfig, UNet
 
 SIDE = "left or right"
 """Name of the side channel of a sided head."""
@@ -45,19 +46,27 @@ class Transfer:
 def start_network(model: Model, wanted: NetworkConfig, head: Head) -> Transfer:
     """A network of architecture `wanted` for `head` that begins with the weights of `model`.
 
-    Finer levels are grown or dropped; the coarsest have to agree. A joint head's channels move by
+    Finer levels are grown or dropped, a stem is put on or taken off, levels become wider where
+    that is wanted; the rest has to agree. A joint head's channels move by
     the name of their label, all others by that of their structure: between heads of different kinds
     both sides begin alike, as the mean of what the structure had, and tell left from right anew.
     Channels that nothing moves to begin as in a new network. Raises ValueError, one line, where the
     architectures do not fit.
     """
     _check_fit(model.network.config, wanted)
-    network, sources = _with_head(model, head)
+    network = drop_stem(model.network) if model.network.config.stem else model.network
+    network, sources = _with_head(network, model.head, head)
     while len(network.config.features) > len(wanted.features):
         network = shrink(network)
+    shared = len(network.config.features)
+    if network.config.features != wanted.features[-shared:]:
+        generator = torch.Generator().manual_seed(shared)
+        network = widen(network, wanted.features[-shared:], generator)
     while len(network.config.features) < len(wanted.features):
         level = len(wanted.features) - len(network.config.features) - 1
         network = grow(network, wanted.features[level], wanted.convs[level])
+    if wanted.stem:
+        network = add_stem(network)
     if network.config != wanted:
         raise ValueError(f"network.channels_out is {wanted.channels_out}, not {head.n_channels}")
     names, old_names = _channel_names(head), _channel_names(model.head)
@@ -85,30 +94,35 @@ def freeze(network: UNet, parts: tuple[str, ...]) -> None:
 
 
 def _check_fit(given: NetworkConfig, wanted: NetworkConfig) -> None:
-    for name in ("channels_in", "kernel", "norm", "activation", "intensity"):
+    for name in ("channels_in", "kernel", "norm", "activation", "intensity", "residual"):
         if getattr(given, name) != getattr(wanted, name):
             raise ValueError(
                 f"a model of another architecture: its {name} is {getattr(given, name)!r}, that of "
                 f"the configuration {getattr(wanted, name)!r}"
             )
     shared = min(len(given.features), len(wanted.features))
-    for name in ("features", "convs"):
-        have, want = getattr(given, name), getattr(wanted, name)
-        if have[-shared:] != want[-shared:]:
-            raise ValueError(
-                f"a model of another architecture: its {name} are {list(have)}, those of the "
-                f"configuration {list(want)}; only the first, of finer levels, may lack or be more"
-            )
+    have, want = given.convs, wanted.convs
+    if have[-shared:] != want[-shared:]:
+        raise ValueError(
+            f"a model of another architecture: its convs are {list(have)}, those of the "
+            f"configuration {list(want)}; only the first, of finer levels, may lack or be more"
+        )
+    pairs = zip(given.features[-shared:], wanted.features[-shared:], strict=True)
+    if any(wide < narrow for narrow, wide in pairs):
+        raise ValueError(
+            f"a model of another architecture: its features are {list(given.features)}, those of "
+            f"the configuration {list(wanted.features)}; a level may become wider, not narrower"
+        )
 
 
-def _with_head(model: Model, head: Head) -> tuple[UNet, list[list[int]]]:
-    """The model's network with the channels of `head`, and the old channels each came from."""
-    by_label = head.kind == model.head.kind == "joint"
-    old_keys = _channel_names(model.head, by_label)
+def _with_head(given: UNet, old: Head, head: Head) -> tuple[UNet, list[list[int]]]:
+    """The network with the channels of `head`, and the channels of `old` each came from."""
+    by_label = head.kind == old.kind == "joint"
+    old_keys = _channel_names(old, by_label)
     keys = _channel_names(head, by_label)
-    sources = [[c for c, old in enumerate(old_keys) if old == key] for key in keys]
-    network = UNet(replace(model.network.config, channels_out=head.n_channels))
-    state = model.network.state_dict()
+    sources = [[c for c, was in enumerate(old_keys) if was == key] for key in keys]
+    network = UNet(replace(given.config, channels_out=head.n_channels))
+    state = given.state_dict()
     fresh = network.state_dict()
     for name in state:
         if name.startswith("heads."):

@@ -3,12 +3,16 @@
 Each encoder level receives the average-pooled input beside the pooled features of the level above;
 each decoder level adds its own logits to the upsampled logits of the level below, as a Laplacian
 pyramid does. A trained network can therefore `grow` a finer level that at first changes nothing,
-so that training starts on a coarse grid, where steps are cheap, and moves on without a plateau; and
-it can `shrink` by one. Skip connections add instead of concatenating: half the multiplications of
-the costly fine levels.
+so that training starts on a coarse grid, where steps are cheap, and moves on without a plateau
+(models.growth). Skip connections add instead of concatenating: half the multiplications of the
+costly fine levels.
+
+With a stem the finest level works on a grid half as fine as the image: it sees the eight voxels of
+a cube as channels of one, and answers for each of them (sub-pixel convolution, Shi et al. 2016). So
+it can afford several times the features in the same time.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +23,15 @@ from bids_synthseg.models.inputs import INTENSITIES
 NORMS = ("instance", "group", "none")
 ACTIVATIONS = ("leaky_relu", "elu", "relu")
 
+STEM = 8
+"""Voxels of the image in one of a network's stem."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """Architecture: `features` and `convs` (encoder convolutions) per level from fine to coarse,
-    `channels_in` -> `channels_out`."""
+    `channels_in` -> `channels_out`; `stem`: the finest level is half as fine as the image;
+    `residual`: every block's input is added to its output."""
 
     features: tuple[int, ...] = (16, 24, 48, 96, 128)
     channels_in: int = 4
@@ -33,6 +41,8 @@ class NetworkConfig:
     norm: str = "instance"
     activation: str = "leaky_relu"
     intensity: str = "rank"
+    stem: bool = False
+    residual: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(int(f) for f in self.features))
@@ -49,7 +59,7 @@ class NetworkConfig:
     @property
     def divisor(self) -> int:
         """Every side of the input must be a multiple of this."""
-        return 2 ** (len(self.features) - 1)
+        return 2 ** (len(self.features) - 1 + self.stem)
 
 
 def _activation(name: str) -> nn.Module:
@@ -68,8 +78,23 @@ def _norm(name: str, features: int) -> nn.Module:
     return nn.Identity()
 
 
+class _Residual(nn.Sequential):
+    """Layers whose input, through a 1x1x1 convolution, is added to their output."""
+
+    def __init__(self, layers: list[nn.Module], channels_in: int, features: int) -> None:
+        super().__init__(*layers)
+        self.short = nn.Conv3d(channels_in, features, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        result = image
+        for name, layer in self.named_children():
+            result = result + self.short(image) if name == "short" else layer(result)
+        return result
+
+
 def _block(config: NetworkConfig, channels_in: int, features: int, convs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
+    first = channels_in
     for _ in range(convs):
         layers += [
             nn.Conv3d(channels_in, features, config.kernel, padding=config.kernel // 2),
@@ -77,7 +102,7 @@ def _block(config: NetworkConfig, channels_in: int, features: int, convs: int) -
             _activation(config.activation),
         ]
         channels_in = features
-    return nn.Sequential(*layers)
+    return _Residual(layers, first, features) if config.residual else nn.Sequential(*layers)
 
 
 class UNet(nn.Module):
@@ -93,10 +118,11 @@ class UNet(nn.Module):
         self.heads = nn.ModuleList()
         for level, width in enumerate(features):
             above = features[level - 1] if level else 0
+            voxels = STEM if config.stem and level == 0 else 1
             self.encoders.append(
-                _block(config, config.channels_in + above, width, config.convs[level])
+                _block(config, config.channels_in * voxels + above, width, config.convs[level])
             )
-            self.heads.append(nn.Conv3d(width, config.channels_out, 1))
+            self.heads.append(nn.Conv3d(width, config.channels_out * voxels, 1))
             if level + 1 < len(features):
                 self.laterals.append(nn.Conv3d(features[level + 1], width, 1))
                 self.decoders.append(_block(config, width, width, 1))
@@ -105,15 +131,17 @@ class UNet(nn.Module):
         return self.pyramid(image)[0]
 
     def pyramid(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """The answer on every level's grid, finest first: (B, channels_out, X / 2^l, ...) logits.
+        """The answer of every level, finest first: (B, channels_out, ...) logits on its grid, that
+        of the image for the first.
 
         The first is that of `forward`; each of the others is what the level above adds to.
         """
-        skips = []
+        skips: list[torch.Tensor] = []
         pooled = None
+        scaled = F.avg_pool3d(image, 2) if self.config.stem else image
         for encoder in self.encoders:
             if pooled is None:
-                scaled, inputs = image, image
+                inputs = cubes_to_channels(image) if self.config.stem else image
             else:
                 scaled = F.avg_pool3d(scaled, 2)
                 inputs = torch.cat([scaled, pooled], dim=1)
@@ -125,7 +153,13 @@ class UNet(nn.Module):
         for level in range(len(self.decoders) - 1, -1, -1):
             raised = F.interpolate(self.laterals[level](features), scale_factor=2, mode="nearest")
             features = self.decoders[level](skips[level] + raised)
-            answers.insert(0, self.heads[level](features) + upsample(answers[0]))
+            answer = self.heads[level](features)
+            if level == 0 and self.config.stem:
+                answers.insert(0, channels_to_cubes(answer) + upsample(answers[0], 4))
+            else:
+                answers.insert(0, answer + upsample(answers[0]))
+        if self.config.stem and len(answers) == 1:
+            answers = [channels_to_cubes(answers[0])]
         return answers
 
     def by_level(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -148,51 +182,19 @@ class Pyramid(nn.Module):
         return self.network.pyramid(image)
 
 
-def upsample(logits: torch.Tensor) -> torch.Tensor:
-    """Trilinear by a factor of 2; voxel centres keep their place."""
-    return F.interpolate(logits, scale_factor=2, mode="trilinear", align_corners=False)
+def upsample(logits: torch.Tensor, factor: int = 2) -> torch.Tensor:
+    """Trilinear by a factor; voxel centres keep their place."""
+    return F.interpolate(logits, scale_factor=factor, mode="trilinear", align_corners=False)
 
 
-def grow(coarse: UNet, features: int, convs: int) -> UNet:
-    """The same network with one finer level of `features` and `convs`.
-
-    Its output is at first the upsampled output that `coarse` has for the average-pooled input: the
-    new level's head and the coarse network's weights for the new features start at zero.
-    """
-    config = coarse.config
-    fine = UNet(
-        replace(config, features=(features, *config.features), convs=(convs, *config.convs))
-    )
-    state = fine.state_dict()
-    for name, value in coarse.state_dict().items():
-        room, level, rest = name.split(".", 2)
-        moved = f"{room}.{int(level) + 1}.{rest}"
-        if state[moved].shape == value.shape:
-            state[moved] = value
-        else:
-            state[moved] = torch.zeros_like(state[moved])
-            state[moved][:, : value.shape[1]] = value
-    for name in ("heads.0.weight", "heads.0.bias"):
-        state[name] = torch.zeros_like(state[name])
-    fine.load_state_dict(state)
-    return fine
+def cubes_to_channels(image: torch.Tensor) -> torch.Tensor:
+    """(B, C, X, Y, Z) -> (B, 8 C, X / 2, Y / 2, Z / 2): channel 8 c + 4 i + 2 j + k holds the
+    voxels (2 x + i, 2 y + j, 2 z + k) of channel c."""
+    halves = image.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return halves.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
 
 
-def shrink(fine: UNet) -> UNet:
-    """The same network without its finest level: what `grow` grew from.
-
-    Of the next level's weights, those for the features of the lost level are left out. Raises
-    ValueError where there is but one level.
-    """
-    config = fine.config
-    if len(config.features) == 1:
-        raise ValueError("a network of one level has none to lose")
-    coarse = UNet(replace(config, features=config.features[1:], convs=config.convs[1:]))
-    given = fine.state_dict()
-    state = {}
-    for name, value in coarse.state_dict().items():
-        room, level, rest = name.split(".", 2)
-        weights = given[f"{room}.{int(level) + 1}.{rest}"]
-        state[name] = weights if weights.shape == value.shape else weights[:, : value.shape[1]]
-    coarse.load_state_dict(state)
-    return coarse
+def channels_to_cubes(image: torch.Tensor) -> torch.Tensor:
+    """(B, 8 C, X, Y, Z) -> (B, C, 2 X, 2 Y, 2 Z): the inverse of `cubes_to_channels`."""
+    parts = image.unflatten(1, (-1, 2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return parts.flatten(6, 7).flatten(4, 5).flatten(2, 3)
