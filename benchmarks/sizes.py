@@ -3,11 +3,10 @@
     python benchmarks/sizes.py MAPS VALIDATION OUT MINUTES CONFIG.toml ...
 
 MAPS is a pack (bids_synthseg_tools pack) or a BIDS folder of label maps, VALIDATION a data set with
-scans and reference labels. Every configuration trains for MINUTES (wall clock: one after another, on
-an idle machine, or all on the same number of threads) in OUT/<its name>; what has been trained
-already is not trained again. Seconds are those of one pass over the working grid of the
-configuration, the median of five. Dice is that of the network alone, with the brain's box from the
-reference.
+scans and reference labels. Every configuration trains for MINUTES in OUT/<its name>; what has been
+trained there already is not trained again. Seconds are those of one pass over the working grid of
+the configuration, the median of five. Dice is that of the network alone, with the brain's box from
+the reference.
 """
 
 import statistics

@@ -12,6 +12,7 @@ from bids_synthseg.synthesis.artefacts import (
     ArtefactDraw,
     Halo,
     Misplacement,
+    Slab,
     Spots,
     Voids,
     apply_artefacts,
@@ -20,7 +21,7 @@ from bids_synthseg.synthesis.artefacts import (
 
 SHAPE = (14, 18, 16)
 NONE = ArtefactDraw(None, None, None, None, None)
-ALL = ArtefactConfig(misplaced=1, voids=1, halo=1, structured=1, blurred=1)
+ALL = ArtefactConfig(misplaced=1, voids=1, halo=1, structured=1, blurred=1, slab=1)
 NAMES = {"blurred": "spots"}
 ONES = np.ones((2, 2, 2), dtype=np.float32)
 
@@ -131,6 +132,21 @@ def test_uneven_halo_is_wider_where_the_field_is(image, distance):
     uneven[:, 1] = 6.0
     kept = apply_artefacts(image, distance, replace(NONE, halo=Halo(1.5, 0.0, uneven))) > 0
     assert kept[:, 0].sum() == 6 * SHAPE[2] and kept[:, -1].sum() == 12 * SHAPE[2]
+
+
+@pytest.mark.parametrize(
+    ("margins", "kept"),
+    # The brain is layers 0 to 4 of 14, five long.
+    [((0.0, 0.4), 7), ((0.5, 0.0), 5), ((0.0, -0.2), 4), ((9.0, 9.0), 14)],
+)
+def test_slab_by_hand(image, distance, margins, kept):
+    result = apply_artefacts(image, distance, replace(NONE, slab=Slab(0, margins)))
+    assert torch.equal(result[:kept], image[:kept]) and not result[kept:].any()
+
+
+def test_a_slab_of_no_brain_is_all_there_is(image, distance):
+    drawn = replace(NONE, slab=Slab(1, (0.0, 0.0)))
+    assert torch.equal(apply_artefacts(image, distance + 1, drawn), image)
 
 
 def test_structure_changes_the_brain_alone(image, distance):

@@ -134,6 +134,13 @@ def test_blobs_lie_outside_the_head_in_levels():
     assert len(set(rising)) == 3
 
 
+def test_a_body_leaves_no_air():
+    field = np.linspace(-3, 3, 27, dtype=np.float32).reshape(3, 3, 3)
+    classes, distance = painted(HeadDraw((1.0, 2.0, 2.5, 3.0), EVEN, field, body=True))
+    around = classes[distance > 3]
+    assert set(around.unique().tolist()) == {N_MAP + BLOB, N_MAP + BLOB + 1, N_MAP + BLOB + 2}
+
+
 @pytest.mark.parametrize("mm", [0.5, 2.0, 3.0])
 def test_a_borrowed_head_is_the_donors_at_the_size_of_the_brain(mm):
     brain = doubled(head_map()) == 1

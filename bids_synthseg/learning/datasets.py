@@ -3,7 +3,6 @@
 Every fault of every data set is found before anything is trained, and told together.
 """
 
-import csv
 import json
 import logging
 import math
@@ -21,6 +20,7 @@ from bids_synthseg.learning.clusters import intensity_thresholds
 from bids_synthseg.learning.label_sets import read_source_labels, twin_classes
 from bids_synthseg.learning.maps import TrainingMap
 from bids_synthseg.learning.pack import read_pack
+from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -173,14 +173,10 @@ def _participants(data: _DataSet) -> dict[str, dict[str, str]]:
     """Subject -> row of participants.tsv, that of the label maps before that of the scans."""
     rows: dict[str, dict[str, str]] = {}
     for folder in (data.raw, data.folder):
-        path = folder / "participants.tsv" if folder else None
-        if path is None or not path.is_file():
-            continue
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-            for row in csv.DictReader(stream, delimiter="\t"):
-                if subject := row.get("participant_id"):
-                    stated = {key: value for key, value in row.items() if value not in ("", "n/a")}
-                    rows.setdefault(_entity("sub", subject), {}).update(stated)
+        for row in read_rows(folder / "participants.tsv") if folder else []:
+            if subject := row.get("participant_id"):
+                stated = {key: value for key, value in row.items() if value not in NOT_AVAILABLE}
+                rows.setdefault(_entity("sub", subject), {}).update(stated)
     return rows
 
 

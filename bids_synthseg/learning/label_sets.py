@@ -5,7 +5,6 @@ for their summed probability and nothing more. Schemes for common sources lie in
 `data/schemes/*.tsv`; a data set's own `dseg.tsv` may carry a column `model_labels` instead.
 """
 
-import csv
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +17,7 @@ from bids_synthseg.errors import BadData, InputMissing
 from bids_synthseg.synthesis.contrast import TISSUE_OF
 from bids_synthseg.synthesis.priors import COMPONENT_OF
 from bids_synthseg.synthesis.shape import ROLE_OF
+from bids_synthseg.tsv import read_rows
 
 VENTRICLE_IDS = {4, 43}
 """Model labels of the lateral ventricles."""
@@ -68,18 +68,16 @@ def read_source_labels(path: Path, table: LabelTable) -> tuple[SourceLabel, ...]
     """
     if not path.is_file():
         raise InputMissing(f"{path}: label table missing; write one with columns index and name")
+    rows = read_rows(path, "index", "name")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        named = {int(row["index"]): row["name"] or "" for row in rows}
-    except (KeyError, ValueError, TypeError) as problem:
+        named = {int(row["index"]): row["name"] for row in rows}
+    except ValueError as problem:
         raise BadData(
-            f"{path}: not a label table; write columns index (whole numbers) and name, "
-            "separated by tabs"
+            f"{path}: not a label table ({problem}); write index as whole numbers"
         ) from problem
     if len(named) < len(rows) or min(named, default=0) < 0:
         raise BadData(f"{path}: an index is negative or stands twice; give each label its own")
-    own = {int(row["index"]): row["model_labels"] or "" for row in rows if "model_labels" in row}
+    own = {int(row["index"]): row["model_labels"] for row in rows if "model_labels" in row}
     meaning = own or _known_scheme(named)
     if not meaning:
         raise BadData(
@@ -127,9 +125,7 @@ def _known_scheme(named: dict[int, str]) -> dict[int, str] | None:
     for scheme in sorted(
         (files("bids_synthseg") / "data" / "schemes").iterdir(), key=lambda file: file.name
     ):
-        with scheme.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        known = {int(row["index"]): row for row in rows}
+        known = {int(row["index"]): row for row in read_rows(scheme)}
         if named and all(i in known and known[i]["name"] == name for i, name in named.items()):
             return {index: known[index]["labels"] for index in named}
     return None

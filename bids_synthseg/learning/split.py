@@ -3,7 +3,6 @@
 A subject is never on both sides.
 """
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from bids_synthseg.errors import BadData, InputMissing
 from bids_synthseg.learning.maps import TrainingMap
+from bids_synthseg.tsv import read_rows
 
 TRAINING, VALIDATION, NEITHER = "training", "validation", "none"
 MEANING = {
@@ -77,19 +77,11 @@ Sides = dict[tuple[str, str], str]
 def _from_table(path: Path, maps: Sequence[TrainingMap]) -> Sides:
     if not path.is_file():
         raise InputMissing(f"{path}: no such table; write columns participant_id and split")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        stated = [(row.get("dataset") or "", row["participant_id"], row["split"]) for row in rows]
-    except (KeyError, ValueError) as problem:
-        raise BadData(
-            f"{path}: not a table of a split; write columns participant_id and split, separated by "
-            "tabs"
-        ) from problem
     known = {(one.dataset, one.subject) for one in maps}
     sides: Sides = {}
-    for dataset, subject, word in stated:
-        full = f"sub-{(subject or '').strip().removeprefix('sub-')}"
+    for row in read_rows(path, "participant_id", "split"):
+        dataset, word = row.get("dataset", ""), row["split"]
+        full = f"sub-{row['participant_id'].strip().removeprefix('sub-')}"
         found = {one for one in known if one[1] == full and dataset in ("", one[0])}
         if not found:
             who = f"{dataset}/{full}" if dataset else full
@@ -123,8 +115,8 @@ def _of_data_set(
     return {(name, subject): VALIDATION for subject in held_out}, line
 
 
-def _side(word: str | None, where: str) -> str:
-    side = MEANING.get((word or "").strip().lower())
+def _side(word: str, where: str) -> str:
+    side = MEANING.get(word.strip().lower())
     if side is None:
         raise BadData(f"{where}: split is {word!r}; write training, validation or test")
     return side

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from bids_synthseg.models.checkpoint import Model
-from bids_synthseg.models.heads import Head
 from bids_synthseg.models.growth import add_stem, drop_stem, grow, shrink, widen
+from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
 
 SIDE = "left or right"

@@ -1,4 +1,4 @@
-"""Networks that begin as other networks, with the same answers: a finer level, wider levels, a stem.
+"""Networks that begin as others, with the same answers: a finer level, wider levels, a stem.
 
 Every function returns a new network and leaves the given one as it is.
 """
@@ -59,7 +59,7 @@ def shrink(fine: UNet) -> UNet:
 
 
 def add_stem(coarse: UNet) -> UNet:
-    """The same network for images twice as fine, of which its finest level sees eight voxels as one.
+    """The same network for images twice as fine: its finest level sees eight voxels as one.
 
     At first it gives all eight the logits that `coarse` has for their mean.
     """

@@ -1,8 +1,9 @@
 """What goes wrong when a fetus moves and its brain is put together from stacks of slices.
 
 Slices that lie in a wrong place, slices that lost signal, spots that stayed blurred, structure that
-is none, and a mask with an uneven border. The image changes, the target does not. After fetalsyngen
-(Zalevskyi et al. 2024), whose steps these are, simplified so that each is one pass over the image.
+is none, and a mask with an uneven border; and a stack as it is before that, a slab with nothing
+above and below. The image changes, the target does not. After fetalsyngen (Zalevskyi et al. 2024),
+whose steps these are but for the slab, simplified so that each is one pass over the image.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ class ArtefactConfig:
     plane; `voids`: slices that lost up to the fraction `loss_max` of their signal in places;
     `halo`: black from the border of the brain on, or from up to `halo_max` `OUTSIDE_UNIT`s of
     `head` beyond; `structured`: smooth noise within the brain, of an SD up to the fraction
-    `structured_max` of the signal; `blurred`: spots blurred by an SD of up to `blur_max`.
+    `structured_max` of the signal; `blurred`: spots blurred by an SD of up to `blur_max`; `slab`:
+    nothing beyond the brain along one axis, but for up to `margin_max` of its length on each side,
+    and up to `cut_max` of it cut off.
     """
 
     misplaced: float = 0.0
@@ -31,18 +34,23 @@ class ArtefactConfig:
     halo: float = 0.0
     structured: float = 0.0
     blurred: float = 0.0
+    slab: float = 0.0
     shift_max: float = 2.0
     turn_max_deg: float = 5.0
     loss_max: float = 0.9
     halo_max: float = 14.0
     structured_max: float = 0.25
     blur_max: float = 2.0
+    margin_max: float = 0.5
+    cut_max: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("misplaced", "voids", "halo", "structured", "blurred", "loss_max"):
+        kinds = ("misplaced", "voids", "halo", "structured", "blurred", "slab")
+        for name in (*kinds, "loss_max", "cut_max"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in 0..1")
-        for name in ("shift_max", "turn_max_deg", "halo_max", "structured_max", "blur_max"):
+        lengths = ("shift_max", "halo_max", "blur_max", "margin_max")
+        for name in (*lengths, "turn_max_deg", "structured_max"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be below 0")
 
@@ -87,6 +95,15 @@ class Spots:
 
 
 @dataclass(frozen=True)
+class Slab:
+    """The field of view along `axis` reaches `margins` (before, after) beyond the brain, as
+    fractions of the brain's length there; a negative one cuts it."""
+
+    axis: int
+    margins: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class ArtefactDraw:
     """What happens to one image, None where nothing does; `structured` (m, m, m) is the fraction
     by which the signal in the brain is changed."""
@@ -96,6 +113,7 @@ class ArtefactDraw:
     misplaced: Misplacement | None
     voids: Voids | None
     halo: Halo | None
+    slab: Slab | None = None
 
 
 def draw_artefacts(
@@ -112,6 +130,7 @@ def draw_artefacts(
         misplaced=_draw_misplacement(config, shape, rng) if happens(config.misplaced) else None,
         voids=_draw_voids(config, shape, rng) if happens(config.voids) else None,
         halo=_draw_halo(config, rng) if happens(config.halo) else None,
+        slab=_draw_slab(config, rng) if happens(config.slab) else None,
     )
 
 
@@ -138,7 +157,24 @@ def apply_artefacts(
         edge = draw.halo.edge + _field(draw.halo.unevenness, image)
         kept = ((edge - distance) / max(draw.halo.fade, 1e-3) + 0.5).clamp(0, 1)
         image = torch.where(distance > 0, image * kept, image)
+    if draw.slab is not None:
+        image = image * _within(draw.slab, distance)
     return image
+
+
+def _within(slab: Slab, distance: torch.Tensor) -> torch.Tensor:
+    """Where the field of view of a slab is: bool, of length 1 along the other axes."""
+    others = [axis for axis in range(3) if axis != slab.axis]
+    brain = (distance == 0).any(others[1]).any(others[0]).nonzero()[:, 0]
+    n = distance.shape[slab.axis]
+    along = [-1 if axis == slab.axis else 1 for axis in range(3)]
+    places = torch.arange(n, device=distance.device)
+    if not len(brain):
+        return torch.ones_like(places, dtype=torch.bool).view(along)
+    first, last = brain[0], brain[-1]
+    length = last - first + 1
+    before, after = slab.margins
+    return ((places >= first - before * length) & (places <= last + after * length)).view(along)
 
 
 def _misplaced(image: torch.Tensor, draw: Misplacement) -> torch.Tensor:
@@ -226,6 +262,12 @@ def _draw_voids(
     losses = rng.uniform(0, config.loss_max, len(order)) * struck
     share = np.clip(0.5 + _nodes(rng, 2, 6), 0, 1)
     return Voids(axis, losses[slice_of].astype(np.float32), share)
+
+
+def _draw_slab(config: ArtefactConfig, rng: np.random.Generator) -> Slab:
+    axis = int(rng.integers(3))
+    before, after = rng.uniform(-config.cut_max, config.margin_max, 2)
+    return Slab(axis, (float(before), float(after)))
 
 
 def _draw_halo(config: ArtefactConfig, rng: np.random.Generator) -> Halo:

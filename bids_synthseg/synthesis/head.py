@@ -1,4 +1,5 @@
-"""What is outside the brain: nothing, shells of CSF, skull and scalp, a borrowed head, or blobs.
+"""What is outside the brain: nothing, shells of CSF, skull and scalp, a borrowed head, blobs, or
+a body.
 
 The label map comes with `outside`, the distance of every voxel to the brain in units of 1/200 of
 the brain's size; shells are intervals of that distance with an uneven border, so one small map
@@ -38,20 +39,22 @@ LEAST_HEAD = 0.5
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Probabilities: a head of shells, CSF alone, a borrowed head, else a bare brain; and of blobs
-    around it."""
+    """Probabilities: a head of shells, CSF alone, a borrowed head, else a bare brain; of blobs
+    around it; and, where there are blobs, of a `body` that leaves no gap between them, as a fetus
+    lies in its mother's."""
 
     shells: float = 0.55
     csf_only: float = 0.25
     borrowed: float = 0.0
     blobs: float = 0.35
+    body: float = 0.0
 
     def __post_init__(self) -> None:
-        kinds = (self.shells, self.csf_only, self.borrowed)
-        if min(*kinds, self.blobs) < 0 or sum(kinds) > 1 + 1e-9 or self.blobs > 1:
+        kinds, around = (self.shells, self.csf_only, self.borrowed), (self.blobs, self.body)
+        if min(*kinds, *around) < 0 or sum(kinds) > 1 + 1e-9 or max(around) > 1:
             raise ValueError(
-                "shells, csf_only, borrowed and blobs are probabilities; the sum of the first "
-                "three must not exceed 1"
+                "shells, csf_only, borrowed, blobs and body are probabilities; the sum of the "
+                "first three must not exceed 1"
             )
 
 
@@ -102,12 +105,13 @@ def donor_of(
 class HeadDraw:
     """`edges`: outer border of CSF, skull, fat and skin, in `OUTSIDE_UNIT`s (0: absent);
     `unevenness` (n, n, n): what is added to the distance; `blobs` (m, m, m): random field;
-    `donor`: number of the donor whose head is borrowed, or -1."""
+    `donor`: number of the donor whose head is borrowed, or -1; `body`: blobs without gaps."""
 
     edges: tuple[float, float, float, float]
     unevenness: np.ndarray
     blobs: np.ndarray | None
     donor: int = -1
+    body: bool = False
 
 
 def draw_head(config: HeadConfig, rng: np.random.Generator, n_donors: int = 0) -> HeadDraw:
@@ -129,11 +133,12 @@ def draw_head(config: HeadConfig, rng: np.random.Generator, n_donors: int = 0) -
         edges = (0.0,) * 4
     nodes = int(rng.integers(3, 9))
     uneven = rng.standard_normal((nodes, nodes, nodes)).astype(np.float32)
-    blobs = None
+    blobs, body = None, False
     if rng.uniform() < config.blobs:
         nodes = int(rng.integers(4, 10))
         blobs = rng.standard_normal((nodes, nodes, nodes)).astype(np.float32)
-    return HeadDraw(edges, uneven * np.float32(rng.uniform(0.5, 2.5)), blobs, donor)
+        body = bool(rng.uniform() < config.body)
+    return HeadDraw(edges, uneven * np.float32(rng.uniform(0.5, 2.5)), blobs, donor, body)
 
 
 def paint_head(
@@ -174,8 +179,9 @@ def paint_head(
         result = torch.where(result == 0, _borrowed(donor, relative, painted), result)
     if draw.blobs is not None:
         field = resize(torch.from_numpy(draw.blobs).to(device)[None], shape)[0]
-        free = (result == 0) & (distance > draw.edges[-1] + 2)
-        for number, level in enumerate(BLOB_LEVELS):
+        free = (result == 0) & (draw.body | (distance > draw.edges[-1] + 2))
+        levels = (-float("inf"), *BLOB_LEVELS[1:]) if draw.body else BLOB_LEVELS
+        for number, level in enumerate(levels):
             result = torch.where(free & (field > level), n_map_classes + BLOB + number, result)
     return result
 
