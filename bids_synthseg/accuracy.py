@@ -3,7 +3,6 @@
 VALIDATION_DIR is laid out as the constants of this module say; what it lacks is left out, and said.
 """
 
-import csv
 import logging
 import statistics
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from bids_synthseg.pipeline import Options, Segmenter, run_session
 from bids_synthseg.scorecard import ALL, Number
 from bids_synthseg.storage import write_text
 from bids_synthseg.trials import calibration_trial, contrast_trial, scan_trial, volume_trial
+from bids_synthseg.tsv import read_rows
 
 LOG = logging.getLogger(__name__)
 
@@ -171,15 +171,12 @@ def median_volumes_ml(path: Path) -> dict[int, float]:
     Raises BadData where `path` is no table with columns age_days and brain_mask_ml.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [
-                (float(row["age_days"]) / DAYS_PER_MONTH, float(row["brain_mask_ml"]))
-                for row in csv.DictReader(stream, delimiter="\t")
-            ]
-    except (KeyError, TypeError, ValueError) as problem:
-        raise BadData(
-            f"{path}: not a table of volumes; write columns age_days and brain_mask_ml"
-        ) from problem
+        rows = [
+            (float(row["age_days"]) / DAYS_PER_MONTH, float(row["brain_mask_ml"]))
+            for row in read_rows(path, "age_days", "brain_mask_ml")
+        ]
+    except ValueError as problem:
+        raise BadData(f"{path}: holds an age or volume that is no number ({problem})") from problem
     found = {age: [ml for at, ml in rows if abs(at - age) <= WINDOW_MONTHS] for age in MONTHS}
     return {age: statistics.median(volumes) for age, volumes in found.items() if volumes}
 

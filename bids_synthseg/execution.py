@@ -5,7 +5,6 @@ every session, so that a process that is killed (137 for too little memory) leav
 "running" of the session that it died on.
 """
 
-import csv
 import logging
 import os
 import platform
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from bids_synthseg import __version__
 from bids_synthseg.bids.tables import format_table
-from bids_synthseg.errors import AppError
+from bids_synthseg.errors import AppError, BadData
 from bids_synthseg.storage import explain, make_folder, write_text
+from bids_synthseg.tsv import read_rows
 
 if TYPE_CHECKING:
     from bids_synthseg.bids.query import ScanGroup
@@ -123,14 +123,12 @@ def write_status(table: Path, row: Row) -> None:
 
 
 def read_status(table: Path) -> list[Row]:
-    """Rows of a status table; [] where there is none or its columns are others."""
-    if not table.is_file():
+    """Rows of a status table; [] where there is none, or, with a warning, where it is damaged."""
+    try:
+        return read_rows(table, *COLUMNS)
+    except BadData as problem:
+        LOG.warning("begun anew, %s", problem)
         return []
-    with table.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            return []
-        return [row for row in reader if None not in row and None not in row.values()]
 
 
 def _row(group: "ScanGroup", status: str, seconds: float = 0.0, message: str = "") -> Row:

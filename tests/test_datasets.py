@@ -274,6 +274,12 @@ def test_participants_are_known_by_their_table(family):
     assert {one.licence for one in maps} == {"CC0"}
 
 
+def test_a_broken_table_of_participants_is_named(family):
+    (family / "participants.tsv").write_text("participant_id\tsplit\nsub-01\n")
+    with pytest.raises(BadData, match=r"participants\.tsv: line 2 has 1 cell"):
+        load_maps([family])
+
+
 @pytest.mark.parametrize(
     ("choice", "names"),
     [

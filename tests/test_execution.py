@@ -116,12 +116,16 @@ def test_part_has_its_own_table(tmp_path):
     assert [p.name for p in (tmp_path / "logs").glob("status*")] == ["status_part-3.tsv"]
 
 
-def test_a_damaged_table_is_begun_anew(tmp_path):
+@pytest.mark.parametrize(
+    "text", ["something\telse\n1\t2\n", "\t".join(execution.COLUMNS) + "\nsub-01\n"]
+)
+def test_a_damaged_table_is_begun_anew(tmp_path, text, caplog):
     table = tmp_path / "logs" / "status.tsv"
     table.parent.mkdir()
-    table.write_text("something\telse\n1\t2\n")
+    table.write_text(text)
     execution.run_sessions(GROUPS[2:], runner({})[0], tmp_path)
     assert list(statuses(tmp_path)) == [("sub-02", "n/a")]
+    assert len([said for said in caplog.messages if f"begun anew, {table}" in said]) == 1
 
 
 def test_logs_that_cannot_be_written(tmp_path):

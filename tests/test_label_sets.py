@@ -88,10 +88,10 @@ def test_part_of_a_scheme_is_recognised(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "no known scheme"),
+        ("", "no column 'index'"),
         ("index\tname\n", "no known scheme"),
         ("index\tname\n1\tUnheard-Of\n", "add a column model_labels"),
-        ("number\tname\n1\tCSF\n", "columns index"),
+        ("number\tname\n1\tCSF\n", "write index, name, separated by tabs"),
         ("index,name\n1,CSF\n", "separated by tabs"),
         ("index\tname\n1.5\tCSF\n", "whole numbers"),
         ("index\tname\tmodel_labels\n1\tA\t24\n1\tB\t2 41\n", "stands twice"),
@@ -100,7 +100,8 @@ def test_part_of_a_scheme_is_recognised(tmp_path):
         ("index\tname\tmodel_labels\n1\tA\t24,\n", "label 1: model_labels '24,'"),
         ("index\tname\tmodel_labels\n1\tA\tLeft-Thalmus\n", "label 1: .*'Left-Thalmus'"),
         ("index\tname\tmodel_labels\n1\tA\tn/a\n", "label 1: model_labels 'n/a'"),
-        ("index\tname\tmodel_labels\n1\tA\n", "label 1: model_labels ''"),
+        ("index\tname\tmodel_labels\n1\tA\t\n", "label 1: model_labels ''"),
+        ("index\tname\tmodel_labels\n1\tA\n", "line 2 has 2 cell"),
     ],
 )
 def test_bad_tables_are_named_in_one_line(tmp_path, text, complaint):
@@ -111,7 +112,7 @@ def test_bad_tables_are_named_in_one_line(tmp_path, text, complaint):
 
 def test_a_table_of_bytes_is_refused(tmp_path):
     (tmp_path / "dseg.tsv").write_bytes(b"index\tname\n1\t\xff\xfe\n")
-    with pytest.raises(BadData, match="not a label table"):
+    with pytest.raises(BadData, match="cannot be read"):
         read_source_labels(tmp_path / "dseg.tsv", TABLE)
 
 

@@ -98,7 +98,7 @@ HEADER = "contrast\tlabel\tname\tcentre_mean\tcentre_sd\tspread_mean\tspread_sd\
         ([HEADER, ROW.replace("0.5\t0.1", "0.5\t0")], "label 2: .* centre_sd"),
         ([HEADER, ROW.replace("0.5\t0.1", "0.5\tnan")], "label 2"),
         ([HEADER, ROW, ROW], "T1w: a label stands twice"),
-        ([HEADER, "T1w\t2"], "not a table of priors"),
+        ([HEADER, "T1w\t2"], "line 2 has 2 cell"),
         ([HEADER.replace("label", "id"), ROW], "label"),
         ([HEADER], "without rows"),
     ],

@@ -107,6 +107,9 @@ def test_tables_that_cannot_be_used(bids_tree):
     (root / "sub-1/sub-1_scans.tsv").write_text("file\tqc\n")
     with pytest.raises(BadData, match=r"sub-1_scans\.tsv: has no column 'filename'"):
         read_quality(root, [("1", None)], "qc")
+    (root / "sub-1/sub-1_scans.tsv").write_text("filename\tqc\nanat/a.nii\n")
+    with pytest.raises(BadData, match=r"sub-1_scans\.tsv: line 2 has 1 cell"):
+        read_quality(root, [("1", None)], "qc")
     (root / "sub-1/sub-1_scans.tsv").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(BadData, match=r"sub-1_scans\.tsv: cannot be read"):
         read_quality(root, [("1", None)], "qc")

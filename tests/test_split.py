@@ -114,7 +114,8 @@ def test_a_table_may_tell_data_sets_apart(tmp_path):
     [
         ("sub-09\tvalidation", "no label map of sub-09; correct or remove"),
         ("sub-01\tvalid", "sub-01: split is 'valid'; write training"),
-        ("sub-01", "sub-01: split is None; write training"),
+        ("sub-01\t", "sub-01: split is ''; write training"),
+        ("sub-01", "line 2 has 1 cell"),
         ("sub-01\tvalidation\nsub-01\ttraining", "sub-01 is on two sides"),
         ("sub-00\tvalidation\nsub-01\tvalidation", "leaves no label map to train on"),
         ("sub-00\ttraining", "names no subject to validate on"),
@@ -132,7 +133,7 @@ def test_tables_that_are_none(tmp_path):
     with pytest.raises(InputMissing, match="no such table"):
         split_maps(people(2), tmp_path / "none.tsv")
     (tmp_path / "other.tsv").write_text("subject,side\nsub-01,validation\n")
-    with pytest.raises(BadData, match="not a table of a split"):
+    with pytest.raises(BadData, match="no column 'participant_id'"):
         split_maps(people(2), tmp_path / "other.tsv")
 
 

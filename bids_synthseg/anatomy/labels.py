@@ -6,7 +6,6 @@ Left and right are paired by id (`mirror`), never by position. Ids and names are
 11 cerebellum).
 """
 
-import csv
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_synthseg.errors import BadData
+from bids_synthseg.tsv import read_rows
 
 CSF_ID = 24
 """Label of the fluid around the brain."""
@@ -68,12 +68,10 @@ class LabelTable:
     @staticmethod
     def from_tsv(path: Path) -> "LabelTable":
         """Read a table with the columns of `Label`; raises BadData naming the column missing."""
-        with path.open(encoding="utf-8", newline="") as stream:
-            records = list(csv.DictReader(stream, delimiter="\t"))
+        records = read_rows(path, *Label.__dataclass_fields__)
         try:
-            rows = tuple(_label(record) for record in records)
-            return LabelTable(rows)
-        except (KeyError, ValueError, TypeError) as problem:
+            return LabelTable.from_records(records)
+        except ValueError as problem:
             raise BadData(f"{path}: not a label table ({problem})") from problem
 
     @staticmethod

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_synthseg.bids.reading import NOT_AVAILABLE, read_object, read_rows
+from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.errors import BadData
+from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 
 DAYS_PER_MONTH = 365.25 / 12
 _DAYS = {"day": 1.0, "week": 7.0, "month": DAYS_PER_MONTH, "year": 365.25}

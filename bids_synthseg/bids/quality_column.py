@@ -4,12 +4,12 @@ A number ranks scans of one contrast, the higher the better; a word such as "fai
 drops the scan; anything else ("pass", "n/a", no row, no table) says nothing, and the names decide.
 """
 
-import csv
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.errors import UsageProblem
+from bids_synthseg.tsv import read_rows
 
 EXCLUDING = frozenset({"fail", "failed", "exclude", "excluded", "reject", "rejected"})
 
@@ -25,10 +25,9 @@ def read_quality(
     seen: set[str] = set()
     for subject, session in sessions:
         folder = root / f"sub-{subject}"
-        columns, rows = read_scans_table(folder / f"ses-{session}" if session else folder)
-        seen.update(columns)
-        if column in columns:
-            found |= {path: row[column] for path, row in rows.items()}
+        rows = read_scans_table(folder / f"ses-{session}" if session else folder)
+        seen.update(*rows.values())
+        found |= {path: row[column] for path, row in rows.items() if column in row}
     if column not in seen:
         there = ", ".join(sorted(seen - {"filename"})) or "none"
         raise UsageProblem(
@@ -37,23 +36,12 @@ def read_quality(
     return found
 
 
-def read_scans_table(session_dir: Path) -> tuple[tuple[str, ...], dict[Path, dict[str, str]]]:
-    """Columns of the `*_scans.tsv` of a session, and its rows by image; empty where there is none.
-
-    Raises BadData where the table cannot be read or has no column `filename`.
-    """
+def read_scans_table(session_dir: Path) -> dict[Path, dict[str, str]]:
+    """Rows of the `*_scans.tsv` of a session by image, {} where there is none; BadData for a table
+    that cannot be read."""
     tables = sorted(session_dir.glob("sub-*_scans.tsv"))
-    if not tables:
-        return (), {}
-    try:
-        with tables[0].open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE, restval="n/a")
-            columns, rows = tuple(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadData(f"{tables[0]}: cannot be read ({error}); correct the file") from error
-    if "filename" not in columns:
-        raise BadData(f"{tables[0]}: has no column 'filename'; write it as BIDS wants it")
-    return columns, {session_dir / row["filename"]: row for row in rows}
+    rows = read_rows(tables[0], "filename") if tables else []
+    return {session_dir / row["filename"]: row for row in rows}
 
 
 def quality_score(text: str | None) -> float | None:

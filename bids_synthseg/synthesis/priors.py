@@ -9,7 +9,6 @@ the templates of Infant-SynthSeg, and "fetal", T2w of 25 population averages of 
 three atlases, one of them of spina bifida.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import numpy as np
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import BadData, InputMissing
+from bids_synthseg.tsv import read_rows
 
 COMPONENT_OF = {21: 2, 61: 41, 170: 16}
 """Second components of cerebral white matter and of the brain stem, as Infant-SynthSeg has them:
@@ -122,17 +122,14 @@ def read_priors(name_or_path: str | Path) -> dict[str, Priors]:
             f"{name_or_path}: no such table of priors; give a TSV file, or one of "
             f"{', '.join(tables())}"
         )
+    rows = read_rows(path, *_COLUMNS)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
         contrasts = dict.fromkeys(row["contrast"] for row in rows)
         found = {
             name: _parse(name, [r for r in rows if r["contrast"] == name]) for name in contrasts
         }
-    except (KeyError, ValueError, TypeError) as problem:
-        raise BadData(
-            f"{path}: not a table of priors with columns {', '.join(_COLUMNS)} ({problem})"
-        ) from problem
+    except ValueError as problem:
+        raise BadData(f"{path}: not a table of priors ({problem})") from problem
     if not found:
         raise BadData(f"{path}: a table of priors without rows; estimate it again")
     return found
