@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bids_synthseg.models.growth import add_stem, drop_stem, grow, shrink, widen
+from bids_synthseg.models.growth import (
+    add_evidence,
+    add_stem,
+    drop_evidence,
+    drop_stem,
+    grow,
+    shrink,
+    widen,
+)
 from bids_synthseg.models.unet import NetworkConfig, UNet, upsample
 
 COARSE = NetworkConfig(features=(6, 8), channels_in=2, channels_out=3, convs=(1, 2))
@@ -139,9 +147,22 @@ def test_a_level_does_not_become_narrower(features, complaint):
         widen(network(COARSE), features, chance())
 
 
-def test_a_stem_is_taken_off_before_anything_else_grows():
-    stemmed = network(replace(COARSE, stem=True))
-    with pytest.raises(ValueError, match="stem"):
-        grow(stemmed, 4, 1)
-    with pytest.raises(ValueError, match="stem"):
-        widen(stemmed, (8, 8), chance())
+@pytest.mark.parametrize("stem", [False, True])
+def test_evidence_is_not_heeded_at_first_but_learns(stem):
+    plain = network(replace(COARSE, stem=stem))
+    told = add_evidence(plain, 3)
+    picture = image(16, 8, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(told(picture), plain(picture))
+    learn(told)
+    assert told.evidence[0].weight.abs().max() > 0
+    assert drop_evidence(told).config == plain.config
+
+
+@pytest.mark.parametrize("has", [{"stem": True}, {"evidence": 3}])
+def test_stem_and_evidence_are_taken_off_before_anything_else_grows(has):
+    net = network(replace(COARSE, **has))
+    with pytest.raises(ValueError, match="take off"):
+        grow(net, 4, 1)
+    with pytest.raises(ValueError, match="take off"):
+        widen(net, (8, 8), chance())

@@ -127,6 +127,26 @@ def test_levels_become_wider_and_get_a_stem(stem):
     torch.testing.assert_close(answer, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["sided", "joint"])
+def test_the_same_stem_and_evidence_give_the_same_network(kind):
+    head = Head(ADULT, kind)
+    model = model_of(head, stem=True, evidence=head.n_classes)
+    started = start_network(model, model.network.config, head)
+    picture = torch.randn((1, 2, 16, 8, 8), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(started.network(picture), model.network(picture))
+
+
+def test_evidence_of_a_structure_moves_by_name():
+    old, new = Head(ADULT), Head(INFANT)
+    model = model_of(old, evidence=old.n_classes)
+    started = start_network(model, config_of(new, evidence=new.n_classes), new)
+    was, now = (net.evidence[0].weight[:, :, 0, 0, 0] for net in (model.network, started.network))
+    # ADULT is background, white, stem; INFANT background, fluid, white.
+    assert torch.equal(now[:, 0], was[:, 0]) and torch.equal(now[:, 2], was[:, 1])
+    assert not now[:, 1].any()
+
+
 def test_the_model_itself_stays_as_it_is():
     model, head = model_of(Head(ADULT)), Head(INFANT)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from bids_synthseg.models.checkpoint import Model
-from bids_synthseg.models.growth import add_stem, drop_stem, grow, shrink, widen
+from bids_synthseg.models.growth import (
+    add_evidence,
+    add_stem,
+    drop_evidence,
+    drop_stem,
+    grow,
+    shrink,
+    widen,
+)
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
 
@@ -54,7 +62,10 @@ def start_network(model: Model, wanted: NetworkConfig, head: Head) -> Transfer:
     architectures do not fit.
     """
     _check_fit(model.network.config, wanted)
-    network = drop_stem(model.network) if model.network.config.stem else model.network
+    network = model.network
+    if not _same_finest(network.config, wanted):
+        network = drop_evidence(network) if network.config.evidence else network
+        network = drop_stem(network) if network.config.stem else network
     network, sources = _with_head(network, model.head, head)
     while len(network.config.features) > len(wanted.features):
         network = shrink(network)
@@ -65,8 +76,10 @@ def start_network(model: Model, wanted: NetworkConfig, head: Head) -> Transfer:
     while len(network.config.features) < len(wanted.features):
         level = len(wanted.features) - len(network.config.features) - 1
         network = grow(network, wanted.features[level], wanted.convs[level])
-    if wanted.stem:
+    if wanted.stem and not network.config.stem:
         network = add_stem(network)
+    if wanted.evidence and not network.config.evidence:
+        network = add_evidence(network, wanted.evidence)
     if network.config != wanted:
         raise ValueError(f"network.channels_out is {wanted.channels_out}, not {head.n_channels}")
     names, old_names = _channel_names(head), _channel_names(model.head)
@@ -115,22 +128,39 @@ def _check_fit(given: NetworkConfig, wanted: NetworkConfig) -> None:
         )
 
 
+def _same_finest(given: NetworkConfig, wanted: NetworkConfig) -> bool:
+    """Whether what only the finest level has can stay as it is."""
+    return (given.features, given.stem) == (wanted.features, wanted.stem)
+
+
 def _with_head(given: UNet, old: Head, head: Head) -> tuple[UNet, list[list[int]]]:
     """The network with the channels of `head`, and the channels of `old` each came from."""
     by_label = head.kind == old.kind == "joint"
     old_keys = _channel_names(old, by_label)
     keys = _channel_names(head, by_label)
     sources = [[c for c, was in enumerate(old_keys) if was == key] for key in keys]
-    network = UNet(replace(given.config, channels_out=head.n_channels))
+    told = head.n_classes if given.config.evidence else 0
+    network = UNet(replace(given.config, channels_out=head.n_channels, evidence=told))
     state = given.state_dict()
     fresh = network.state_dict()
     for name in state:
         if name.startswith("heads."):
+            # With a stem a channel has a row for each voxel of a cube.
+            voxels = len(state[name]) // old.n_channels
+            was, new = (one[name].unflatten(0, (-1, voxels)) for one in (state, fresh))
             rows = [
-                state[name][channels].mean(0) if channels else fresh[name][row]
+                was[channels].mean(0) if channels else new[row]
                 for row, channels in enumerate(sources)
             ]
-            state[name] = torch.stack(rows)
+            state[name] = torch.cat(rows)
+        if name.startswith("evidence."):
+            was = state[name].unflatten(1, (given.config.evidence, -1))
+            known = [[c for c in channels if c < was.shape[1]] for channels in sources[:told]]
+            columns = [
+                was[:, channels].mean(1) if channels else torch.zeros_like(was[:, 0])
+                for channels in known
+            ]
+            state[name] = torch.cat(columns, dim=1)
     network.load_state_dict(state)
     return network, sources
 

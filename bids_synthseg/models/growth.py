@@ -1,4 +1,5 @@
-"""Networks that begin as others, with the same answers: a finer level, wider levels, a stem.
+"""Networks that begin as others, with the same answers: a finer level, wider levels, a stem or
+evidence.
 
 Every function returns a new network and leaves the given one as it is.
 """
@@ -15,11 +16,11 @@ def grow(coarse: UNet, features: int, convs: int) -> UNet:
 
     Its output is at first the upsampled output that `coarse` has for the average-pooled input: the
     new level's head and the coarse network's weights for the new features start at zero. Raises
-    ValueError for a network with a stem, whose finest level is as fine as the image.
+    ValueError for a network with a stem or evidence, which belong to the finest level.
     """
     config = coarse.config
-    if config.stem:
-        raise ValueError("a network with a stem cannot grow a finer level")
+    if config.stem or config.evidence:
+        raise ValueError("take off stem and evidence first: drop_stem, drop_evidence")
     fine = UNet(
         replace(config, features=(features, *config.features), convs=(convs, *config.convs))
     )
@@ -89,16 +90,33 @@ _FIRST = {"encoders.0.0.weight", "encoders.0.short.weight"}
 _HEAD = ("heads.0.weight", "heads.0.bias")
 
 
+def add_evidence(plain: UNet, classes: int) -> UNet:
+    """The same network that is told of the intensities of its first `classes` channels, and does
+    not heed them yet."""
+    told = UNet(replace(plain.config, evidence=classes))
+    state = plain.state_dict()
+    state["evidence.0.weight"] = torch.zeros_like(told.evidence[0].weight)
+    told.load_state_dict(state)
+    return told
+
+
+def drop_evidence(told: UNet) -> UNet:
+    """The same network without what `add_evidence` added."""
+    plain = UNet(replace(told.config, evidence=0))
+    plain.load_state_dict({k: v for k, v in told.state_dict().items() if "evidence" not in k})
+    return plain
+
+
 def widen(narrow: UNet, features: tuple[int, ...], generator: torch.Generator) -> UNet:
     """The same network with more features per level, which begin as copies of those there are.
 
     What a feature gave on, its copies give on in random shares, so that they soon differ
     (Net2WiderNet, Chen et al. 2016). Raises ValueError where a level would become narrower, and for
-    a network with a stem.
+    a network with a stem or evidence.
     """
     config = narrow.config
-    if config.stem:
-        raise ValueError("take off the stem first: drop_stem")
+    if config.stem or config.evidence:
+        raise ValueError("take off stem and evidence first: drop_stem, drop_evidence")
     if len(features) != len(config.features):
         raise ValueError(f"features: {len(config.features)} levels, not {len(features)}")
     if any(new < old for new, old in zip(features, config.features, strict=True)):

@@ -34,6 +34,11 @@ class Head:
         """Channels the network must put out."""
         return len(self.table.structures) + 1 if self.kind == "sided" else len(self.table)
 
+    @property
+    def n_classes(self) -> int:
+        """The first channels, of which one is right in every voxel."""
+        return self.n_channels - (self.kind == "sided")
+
     @cached_property
     def structure_channels(self) -> np.ndarray:
         """(C,) the network channel that answers for each label."""
@@ -65,7 +70,7 @@ class Head:
     def memberships(self, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(K, C) label sets -> (K, S) float32, which structures (1, else 0) belong to each set
         on the left, and which on the right."""
-        n = self.n_channels - (self.kind == "sided")
+        n = self.n_classes
         left, right = np.zeros((len(sets), n)), np.zeros((len(sets), n))
         for channel, row in enumerate(self.table.rows):
             target = self.structure_channels[channel]

@@ -10,6 +10,9 @@ costly fine levels.
 With a stem the finest level works on a grid half as fine as the image: it sees the eight voxels of
 a cube as channels of one, and answers for each of them (sub-pixel convolution, Shi et al. 2016). So
 it can afford several times the features in the same time.
+
+With evidence the finest level is also told how well each voxel fits the intensities that classes
+have in this image, judged by where the coarser levels see them (models.evidence).
 """
 
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bids_synthseg.models.evidence import class_gaussians, fit
 from bids_synthseg.models.inputs import INTENSITIES
 
 NORMS = ("instance", "group", "none")
@@ -31,7 +35,8 @@ STEM = 8
 class NetworkConfig:
     """Architecture: `features` and `convs` (encoder convolutions) per level from fine to coarse,
     `channels_in` -> `channels_out`; `stem`: the finest level is half as fine as the image;
-    `residual`: every block's input is added to its output."""
+    `residual`: every block's input is added to its output; `evidence`: the first so many channels
+    out are classes whose intensities the finest level is told of."""
 
     features: tuple[int, ...] = (16, 24, 48, 96, 128)
     channels_in: int = 4
@@ -43,6 +48,7 @@ class NetworkConfig:
     intensity: str = "rank"
     stem: bool = False
     residual: bool = False
+    evidence: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(int(f) for f in self.features))
@@ -53,6 +59,10 @@ class NetworkConfig:
             raise ValueError(f"norm must be one of {NORMS}, activation one of {ACTIVATIONS}")
         if self.intensity not in INTENSITIES:
             raise ValueError(f"intensity must be one of {INTENSITIES}, not {self.intensity!r}")
+        if self.evidence and (
+            not 0 < self.evidence <= self.channels_out or len(self.features) == 1
+        ):
+            raise ValueError("evidence: at most channels_out, and 0 for a network of one level")
         if self.kernel % 2 == 0 or min(*self.features, *self.convs) < 1:
             raise ValueError("kernel must be odd, features and convs at least 1")
 
@@ -116,6 +126,10 @@ class UNet(nn.Module):
         self.laterals = nn.ModuleList()
         self.decoders = nn.ModuleList()
         self.heads = nn.ModuleList()
+        self.evidence = nn.ModuleList()
+        if config.evidence:
+            fits = config.evidence * (STEM if config.stem else 1)
+            self.evidence.append(nn.Conv3d(fits, features[0], 1, bias=False))
         for level, width in enumerate(features):
             above = features[level - 1] if level else 0
             voxels = STEM if config.stem and level == 0 else 1
@@ -152,6 +166,8 @@ class UNet(nn.Module):
         answers = [self.heads[-1](features)]
         for level in range(len(self.decoders) - 1, -1, -1):
             raised = F.interpolate(self.laterals[level](features), scale_factor=2, mode="nearest")
+            if level == 0 and self.config.evidence:
+                raised = raised + self.evidence[0](self._fits(image[:, :1], answers[0]))
             features = self.decoders[level](skips[level] + raised)
             answer = self.heads[level](features)
             if level == 0 and self.config.stem:
@@ -161,6 +177,16 @@ class UNet(nn.Module):
         if self.config.stem and len(answers) == 1:
             answers = [channels_to_cubes(answers[0])]
         return answers
+
+    def _fits(self, image: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        """How well each voxel of the image (B, 1, X, Y, Z) fits each class, voxels of a cube as
+        channels with a stem, given the answer of the next coarser level."""
+        logits = coarse[:, : self.config.evidence].detach().float()
+        prior = (upsample(logits) if self.config.stem else logits).softmax(1)
+        mean, sd = class_gaussians(image[:, 0].float(), prior)
+        voxels = cubes_to_channels(image) if self.config.stem else image
+        shape = (*mean.shape, 1, 1, 1)
+        return fit(voxels[:, None], mean.view(shape), sd.view(shape)).flatten(1, 2)
 
     def by_level(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters of the finest level, and those of all others."""
