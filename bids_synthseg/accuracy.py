@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bids_synthseg import __version__, scorecard
 from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
-from bids_synthseg.bids.query import ScanGroup, find_scan_groups
+from bids_synthseg.bids.query import find_scan_groups
+from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.errors import BadData, InputMissing
 from bids_synthseg.evaluation import Score, evaluate, gains
 from bids_synthseg.execution import run_sessions

@@ -3,21 +3,24 @@
 torch and everything that needs it is imported when a level runs, so that --help answers at once.
 """
 
-import json
 import math
 import os
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bids_synthseg import __version__
+from bids_synthseg.arguments import contrasts, named_paths, read_filters
 from bids_synthseg.console import run, set_up_log, spread
 from bids_synthseg.errors import InputMissing, UnknownLevel, UsageProblem
+
+if TYPE_CHECKING:
+    from bids_synthseg.bids.scans import ScanGroup
+    from bids_synthseg.pipeline import SessionResult
 
 LEVELS = {
     "participant": "participant",
@@ -25,7 +28,6 @@ LEVELS = {
     "group": "group",
     "dataset": "group",
 }
-CONTRASTS = ("T1w", "T2w")
 # Options that take all the words up to the next option, as argparse tools of the BIDS world do.
 MANY = (
     "--participant-label",
@@ -39,7 +41,6 @@ MANY = (
 # Options of one mode that the other would have to ignore.
 _FOR_TRAINING = {
     "config": "--config",
-    "derivatives": "--derivatives",
     "validation": "--validation",
     "split_file": "--split-file",
     "init_from": "--init-from",
@@ -61,9 +62,15 @@ _FOR_SEGMENTING = {
     "save_per_image": "--save-per-image",
     "write_preproc": "--write-preproc",
     "overwrite": "--overwrite",
+    "viewer": "--viewer",
+    "reports_only": "--reports-only",
     "stop_on_first_crash": "--stop-on-first-crash",
 }
-_FOR_SELECTING = {"participants": "--participant-label", "sessions": "--session-label"}
+_FOR_BOTH = {
+    "participants": "--participant-label",
+    "sessions": "--session-label",
+    "derivatives": "--derivatives",
+}
 EPILOG = (
     "Exit codes: 0 all done, 1 a session failed, 17 unknown level, 18 nothing selected, 64 usage, "
     "65 bad data, 66 input missing, 73 cannot create output, 74 disk trouble. "
@@ -96,6 +103,10 @@ EPILOG = (
 @click.option("--quality-column", metavar="NAME",
               help="Column of scans.tsv to choose scans by: of several runs the highest number is "
                    "taken; 'fail' or 'exclude' drops a scan.")
+@click.option("--derivatives", multiple=True, metavar="NAME=PATH...",
+              help="Data sets whose T1w or T2w (super-resolved, preprocessed) take the place of "
+                   "raw ones; edits=PATH: label maps corrected by hand, from which all else is "
+                   "made again without the network. With --train: more label maps.")
 @click.option("--dry-run", is_flag=True,
               help="Print which scans would be used, and why, with the expected time and memory; "
                    "stop.")
@@ -115,6 +126,11 @@ EPILOG = (
               help="Write the segmented image, bias-corrected (desc-preproc): where a session has "
                    "several of its contrast, as NiBabies needs it then, or always.  "
                    "[default: several]")
+@click.option("--viewer", type=click.Choice(["niivue", "nilearn", "none"]),
+              help="What shows the brain in three dimensions in a session's report.  "
+                   "[default: niivue]")
+@click.option("--reports-only", is_flag=True,
+              help="Make the reports anew from what is in OUTPUT_DIR; segment nothing.")
 @click.option("--overwrite", is_flag=True, help="Do again what is already done.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a session fails.")
 @click.option("-w", "--work-dir", type=click.Path(path_type=Path), metavar="DIR",
@@ -126,8 +142,6 @@ EPILOG = (
 @click.option("--config", metavar="PRESET|TOML",
               help="Training: all settings. Presets: adult-to-infant, clinical-fetal, default, "
                    "fetalsynthseg, infant-synthseg, large, synthseg.  [default: default]")
-@click.option("--derivatives", multiple=True, metavar="NAME=PATH...",
-              help="Training: more data sets of label maps.")
 @click.option("--validation", multiple=True, type=click.Path(path_type=Path), metavar="PATH...",
               help="Training: data sets to validate on.  [default: column split of "
                    "participants.tsv, else a tenth of the subjects]")
@@ -168,8 +182,9 @@ def command(analysis_level: str, **given: Any) -> int:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", given["device"]):
         raise UsageProblem(f"--device {given['device']}: use auto, cpu, cuda, cuda:N or mps")
     bids_dir, output_dir = given["bids_dir"], given["output_dir"]
-    level_function = _train if given["train"] else _segment
-    return level_function(bids_dir, output_dir, given)
+    if given["train"]:
+        return _train(bids_dir, output_dir, given)
+    return (_report if given["reports_only"] else _segment)(bids_dir, output_dir, given)
 
 
 # fmt: on
@@ -178,6 +193,7 @@ def _segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     from bids_synthseg.bids.plan import plan_summary, plan_text
     from bids_synthseg.bids.query import find_scan_groups
 
+    named = named_paths(given["derivatives"])
     groups = find_scan_groups(
         bids_dir,
         participants=given["participants"],
@@ -187,6 +203,7 @@ def _segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         database_dir=given["bids_database_dir"],
         all_scans=given["all_scans"],
         quality_column=given["quality_column"],
+        derivatives=named,
     )
     planned = plan_text(groups, bids_dir)
     if given["dry_run"]:
@@ -195,6 +212,7 @@ def _segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         return 0
 
     from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
+    from bids_synthseg.bids.derived import EDITS
     from bids_synthseg.bids.methods import write_run_files
     from bids_synthseg.execution import available_cpus, run_sessions
     from bids_synthseg.pipeline import Options, Segmenter, methods_of, run_session
@@ -209,21 +227,46 @@ def _segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         model=given["model"],
         all_scans=given["all_scans"],
         overwrite=given["overwrite"],
+        viewer=given["viewer"] or "niivue",
+        derivatives=named,
         n_cpus=given["n_cpus"] or available_cpus(),
     )
     output_dir = prepare_output(bids_dir, output_dir)
+    edited = {}
+    if EDITS in named:
+        from bids_synthseg.edits import find_edits, run_edited
+
+        edited = find_edits(named[EDITS], groups, output_dir)
     segmenter = Segmenter.load(options)
-    write_dataset_files(bids_dir, output_dir, segmenter.table)
+    write_dataset_files(bids_dir, output_dir, segmenter.table, named)
     chosen = {name: value for name, value in given.items() if name not in _FOR_TRAINING}
     tables = {"command_line": chosen, "segmentation": vars(options)}
     write_run_files(output_dir, methods_of(groups, segmenter, options), tables, sys.argv)
     write_text(output_dir / "logs" / "plan.tsv", planned)
-    return run_sessions(
-        groups,
-        lambda group: run_session(group, bids_dir, output_dir, segmenter, options),
+
+    def run_one(group: "ScanGroup") -> "SessionResult":
+        if maps := edited.get(group.key):
+            return run_edited(group, maps, bids_dir, output_dir, segmenter, options)
+        return run_session(group, bids_dir, output_dir, segmenter, options)
+
+    stop = given["stop_on_first_crash"]
+    return run_sessions(groups, run_one, output_dir, stop_on_first_crash=stop)
+
+
+def _report(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
+    """Level participant with --reports-only: the pages of sessions that are there already."""
+    from bids_synthseg.bids.dataset import dataset_links
+    from bids_synthseg.bids.reports import write_reports
+
+    failed = write_reports(
+        bids_dir,
         output_dir,
-        stop_on_first_crash=given["stop_on_first_crash"],
+        participants=given["participants"],
+        sessions=given["sessions"],
+        viewer=given["viewer"] or "niivue",
+        table_of_links=dataset_links(output_dir) | named_paths(given["derivatives"]),
     )
+    return int(failed > 0)
 
 
 def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
@@ -276,7 +319,7 @@ def _group(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     """Level group: tables and a page about all that level participant has done so far."""
     from bids_synthseg.bids.group import write_group
 
-    elsewhere = {**_FOR_SELECTING, "train": "--train", **_FOR_TRAINING, **_FOR_SEGMENTING}
+    elsewhere = {**_FOR_BOTH, "train": "--train", **_FOR_TRAINING, **_FOR_SEGMENTING}
     for name, option in elsewhere.items():
         if _was_given(given[name]):
             raise UsageProblem(f"{option} does not go with level group, which takes all there is")
@@ -290,42 +333,6 @@ def _group(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
 def _was_given(value: object) -> bool:
     """Whether an option that defaults to nothing was used; 0 is a value."""
     return value is not None and value is not False and value != ()
-
-
-def contrasts(values: Sequence[str]) -> tuple[str, ...]:
-    """The contrasts asked for, T1w before T2w; 'both' and nothing mean both."""
-    known = {"t1w": ("T1w",), "t2w": ("T2w",), "both": CONTRASTS}
-    unknown = [value for value in values if value.lower() not in known]
-    if unknown:
-        raise UsageProblem(f"--contrast {unknown[0]}: not known; use T1w, T2w or both")
-    wanted = {name for value in values for name in known[value.lower()]}
-    return tuple(name for name in CONTRASTS if name in wanted or not wanted)
-
-
-def named_paths(values: Sequence[str]) -> dict[str, Path]:
-    """NAME=PATH pairs as a dictionary."""
-    paths: dict[str, Path] = {}
-    for value in values:
-        name, sign, path = value.partition("=")
-        if not (name and sign and path) or name in paths:
-            raise UsageProblem(f"--derivatives {value}: write NAME=PATH, each name once")
-        paths[name] = Path(path)
-    return paths
-
-
-def read_filters(path: Path | None) -> dict[str, dict] | None:
-    """The filter file: {"t1w": {entity: value, ...}, "t2w": {...}}; keys of others are ignored."""
-    if path is None:
-        return None
-    if not path.is_file():
-        raise InputMissing(f"{path}: no such filter file; check --bids-filter-file")
-    try:
-        filters = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageProblem(f"{path}: the filter file is not JSON ({error}); mend it") from error
-    if not isinstance(filters, dict) or not all(isinstance(v, dict) for v in filters.values()):
-        raise UsageProblem(f'{path}: write the filters as {{"t1w": {{...}}, "t2w": {{...}}}}')
-    return filters
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from bids_synthseg.storage import explain, make_folder, write_text
 from bids_synthseg.tsv import read_rows
 
 if TYPE_CHECKING:
-    from bids_synthseg.bids.query import ScanGroup
+    from bids_synthseg.bids.scans import ScanGroup
     from bids_synthseg.pipeline import SessionResult
 
 LOG = logging.getLogger(__name__)

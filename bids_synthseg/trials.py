@@ -16,7 +16,7 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.metrics import dice, remap
 from bids_synthseg.anatomy.posteriors import fold
 from bids_synthseg.anatomy.volume import Grid, Volume, resample
-from bids_synthseg.bids.query import Scan, ScanGroup
+from bids_synthseg.bids.scans import Scan, ScanGroup
 from bids_synthseg.evaluation import Comparison, compare, comparison, find_references, mean
 from bids_synthseg.learning.label_sets import read_source_labels
 from bids_synthseg.nifti import read_labels, read_scan

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from bids_synthseg import __version__, cli, console
+from bids_synthseg import __version__, arguments, cli, console
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.methods import Methods
 from bids_synthseg.errors import BadData, UsageProblem
@@ -72,7 +72,11 @@ def pipeline(monkeypatch):
 def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
     arguments = ["--device", "cuda:1", "--no-tta", "--save-posteriors", "tissue", "--n-cpus", "3"]
     arguments += ["--overwrite", "--save-per-image", "--all-scans", "--model", "w.safetensors"]
-    arguments += ["--write-preproc", "always"]
+    arguments += ["--write-preproc", "always", "--viewer", "none"]
+    arguments += ["--derivatives", f"nesvor={tmp_path / 'nesvor'}"]
+    (tmp_path / "nesvor").mkdir()
+    about = {"Name": "a", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}
+    (tmp_path / "nesvor" / "dataset_description.json").write_text(json.dumps(about))
     assert call(raw, tmp_path / "out", "participant", *arguments) == 0
     assert [g.label for g in pipeline.sessions] == ["sub-01", "sub-02_ses-a", "sub-02_ses-b"]
     assert vars(pipeline.options) == {
@@ -84,6 +88,8 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
         "model": Path("w.safetensors"),
         "all_scans": True,
         "overwrite": True,
+        "viewer": "none",
+        "derivatives": {"nesvor": tmp_path / "nesvor"},
         "n_cpus": 3,
     }
     assert len((tmp_path / "out" / "logs" / "status.tsv").read_text().splitlines()) == 4
@@ -105,6 +111,40 @@ def test_a_run_says_what_it_did(raw, tmp_path, pipeline, capsys):
     printed = capsys.readouterr()
     assert (logs / "plan.tsv").read_text() == printed.out
     assert printed.err.startswith("1 session, 2 scans: about")
+
+
+def test_edited_sessions_do_not_go_through_the_network(raw, tmp_path, pipeline, monkeypatch):
+    edited = []
+    stub = types.ModuleType("bids_synthseg.edits")
+    stub.find_edits = lambda folder, groups, output: {("02", "a"): (folder / "map.nii.gz",)}
+
+    def run_edited(group, maps, bids_dir, output_dir, segmenter, options):
+        edited.append((group.label, maps))
+        return types.SimpleNamespace(status="done", message="")
+
+    stub.run_edited = run_edited
+    monkeypatch.setitem(sys.modules, "bids_synthseg.edits", stub)
+    (tmp_path / "mine").mkdir()
+    chosen = ("--derivatives", f"edits={tmp_path / 'mine'}")
+    assert call(raw, tmp_path / "out", "participant", *chosen) == 0
+    assert edited == [("sub-02_ses-a", (tmp_path / "mine" / "map.nii.gz",))]
+    assert [g.label for g in pipeline.sessions] == ["sub-01", "sub-02_ses-b"]
+
+
+def test_reports_alone_segment_nothing(raw, tmp_path, pipeline, monkeypatch):
+    made = []
+
+    def write_reports(bids_dir, output_dir, **chosen):
+        made.append(chosen)
+        return 1
+
+    monkeypatch.setattr("bids_synthseg.bids.reports.write_reports", write_reports)
+    words = ("--reports-only", "--viewer", "nilearn", "--participant-label", "02")
+    assert call(raw, tmp_path / "out", "participant", *words) == 1
+    assert made == [
+        {"participants": ("02",), "sessions": (), "viewer": "nilearn", "table_of_links": {}}
+    ]
+    assert pipeline.sessions == []
 
 
 def test_the_quality_column_chooses(raw, tmp_path, pipeline, capsys):
@@ -373,10 +413,10 @@ def test_spread():
 
 
 def test_named_paths_are_unique():
-    assert cli.named_paths(["a=/x"]) == {"a": Path("/x")}
+    assert arguments.named_paths(["a=/x"]) == {"a": Path("/x")}
     for wrong in (["a=/x", "a=/y"], ["/x"], ["=x"], ["a="]):
         with pytest.raises(UsageProblem, match="NAME=PATH"):
-            cli.named_paths(wrong)
+            arguments.named_paths(wrong)
 
 
 def test_an_unexpected_exception_is_not_hidden(raw, tmp_path, pipeline):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bids_synthseg import execution
-from bids_synthseg.bids.query import ScanGroup
+from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.errors import BadData, CannotCreate
 
 GROUPS = [ScanGroup("01", "a", ()), ScanGroup("01", "b", ()), ScanGroup("02", None, ())]

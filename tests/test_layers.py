@@ -18,13 +18,14 @@ PACKAGE = ROOT / "bids_synthseg"
 # "version" stands for bids_synthseg/__init__.py.
 TIERS = (
     {"version", "errors"},
-    {"storage", "console", "toml"},
+    {"storage", "console", "toml", "tsv", "arguments"},
     {"anatomy"},
     {"nifti", "phantom"},
     {"synthesis", "models"},
     {"segmentation", "learning", "bids"},
+    {"spaces"},
     {"pipeline"},
-    {"execution", "demo", "evaluation", "figure", "painting"},
+    {"execution", "edits", "demo", "evaluation", "figure", "painting"},
     {"scorecard"},
     {"trials"},
     {"accuracy"},
@@ -34,8 +35,8 @@ TIERS = (
 TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 # Importing any of these must not load torch, neither itself nor through another module.
 WITHOUT_TORCH = {
-    "version", "errors", "storage", "console", "toml", "anatomy", "nifti", "phantom", "bids",
-    "execution", "demo", "evaluation", "figure", "scorecard", "cli", "workbench",
+    "version", "errors", "storage", "console", "toml", "tsv", "arguments", "anatomy", "nifti",
+    "phantom", "bids", "execution", "demo", "evaluation", "figure", "scorecard", "cli", "workbench",
     "__main__",
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bids_synthseg.bids import plan
-from bids_synthseg.bids.query import Scan, ScanGroup
+from bids_synthseg.bids.scans import Scan, ScanGroup
 
 ROOT = Path("/raw")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bids_synthseg.bids.query import Scan, ScanGroup, choose_scans, find_scan_groups
+from bids_synthseg.bids.query import find_scan_groups
+from bids_synthseg.bids.scans import Scan, ScanGroup, choose_scans
 from bids_synthseg.errors import BadData, InputMissing, NothingSelected, UsageProblem
 
 
@@ -72,7 +73,7 @@ def test_both_loose_files_and_sessions_of_a_subject(bids_tree):
 def chosen(*scans, **options):
     """The choice of an anat folder that holds these T1w, given as their middle entities."""
     paths = [Path(f"sub-1{middle and '_'}{middle}_T1w.nii.gz") for middle in scans]
-    group = choose_scans("1", None, paths, lambda contrast: set(paths), **options)
+    group = choose_scans("1", None, paths, **options)
     assert {scan.path for scan in group.scans} | {path for path, _ in group.left_out} == set(paths)
     return group
 
@@ -219,19 +220,33 @@ def test_prebuilt_index(dataset, tmp_path):
 
 
 def test_only_the_anat_folders_of_wanted_subjects_are_looked_at(dataset, monkeypatch):
-    """What makes a data set of 24,000 files answer at once for one subject."""
+    """What makes a data set of 24,000 files answer at once for one subject, also with filters."""
     from bids.layout.index import BIDSLayoutIndexer
 
-    looked_at = []
-    index_file = BIDSLayoutIndexer._index_file
+    indexed, listed = [], []
+    index_file, iterdir = BIDSLayoutIndexer._index_file, Path.iterdir
 
     def spy(self, path, entities):
-        looked_at.append(Path(str(path)).relative_to(dataset).as_posix())
+        indexed.append(Path(str(path)).relative_to(dataset).as_posix())
         return index_file(self, path, entities)
 
+    def spy_folder(self):
+        listed.append(self.relative_to(dataset).as_posix())
+        return iterdir(self)
+
     monkeypatch.setattr(BIDSLayoutIndexer, "_index_file", spy)
+    monkeypatch.setattr(Path, "iterdir", spy_folder)
     find_scan_groups(dataset, participants=["03"])
-    assert looked_at == ["sub-03/anat/sub-03_acq-a_T1w.nii.gz"]
+    assert (listed, indexed) == (["sub-03/anat"], [])
+    find_scan_groups(dataset, participants=["03"], filters={"t1w": {"acquisition": "a"}})
+    assert indexed == ["sub-03/anat/sub-03_acq-a_T1w.nii.gz"]
+
+
+def test_hidden_files_and_odd_folders_do_not_matter(bids_tree):
+    tree = {"sub-01": anat("sub-01_T1w", ".sub-01_T2w", "sub-01_T2w.nii.gz.part", "notes.txt")}
+    root = bids_tree({**tree, "sub-02": None, "sub-03": {"anat": None, "ses-a": None}})
+    for filters in (None, {"t1w": {"run": None}}):
+        assert names(find_scan_groups(root, filters=filters)) == {"sub-01": ["sub-01_T1w"]}
 
 
 def test_broken_json_elsewhere_does_not_matter(dataset):

@@ -1,18 +1,21 @@
 """The output as a data set: whether it may lie where it is asked for, and the files at its root.
 
-The root files depend on the input, the version and the label table alone, so that every shard of a
-job writes the same bytes and no order matters.
+The root files depend on the input, the data sets of derivatives named, the version and the label
+table alone, so that every shard of a job writes the same bytes and no order matters.
 """
 
 import json
 import logging
 import os
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
+from types import MappingProxyType
 
 from bids_synthseg import __version__
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.query import read_description
+from bids_synthseg.bids.scans import RAW
 from bids_synthseg.bids.tables import format_table, label_table_text
 from bids_synthseg.errors import BadData, UsageProblem
 from bids_synthseg.storage import atomic_file, make_folder, write_text
@@ -31,6 +34,8 @@ _DESCRIPTIONS = {
     "brain": "Mask of the brain: the union of its labels, holes filled",
     "posteriors": "Posterior probability of every label of the model, one volume each",
     "preproc": "The image that was segmented, corrected for the bias field",
+    "confidence": "Probability of the label that was chosen, in every voxel",
+    "disagreement": "Mask of the voxels where T1w and T2w alone choose different labels",
     "qc": "Measures of the quality of the segmentation, per structure",
 }
 _README = """\
@@ -45,7 +50,10 @@ bids_synthseg). Images lie on the grid of the scan that their `space-` names.
 | `*_desc-native_dseg.nii.gz` | the model's own labels, where they are finer |
 | `*_desc-brain_mask.nii.gz` | brain mask |
 | `*_desc-aseg_volumes.tsv` | volume of every structure |
-| `*_probseg.nii.gz` | probabilities, if they were asked for |
+| `*_desc-qc_volumes.tsv` | measures of quality of every structure |
+| `*_desc-confidence_probseg.nii.gz` | probability of the chosen label |
+| `*_desc-disagreement_mask.nii.gz` | where T1w and T2w alone disagree |
+| other `*_probseg.nii.gz` | probabilities, if they were asked for |
 | `*_desc-preproc_<T1w,T2w>.nii.gz` | the scan used, bias-corrected, where there were several |
 | `desc-aseg_dseg.tsv`, `desc-native_dseg.tsv` | what the numbers mean |
 | `logs/` | what each session was made from, and what happened |
@@ -78,6 +86,14 @@ def prepare_output(bids_dir: Path, output_dir: Path) -> Path:
                 "%s: BIDS wants the name of a folder in derivatives/ to hold '%s'", output, NAME
             )
     _check_owner(output, cure)
+    if (version := written_by(output)) not in (None, __version__):
+        logger.info(
+            "%s: written by version %s, this is %s; the sessions asked for now are all done again, "
+            "others stay as they are",
+            output,
+            version,
+            __version__,
+        )
     make_folder(output)
     # Rights and space show only in writing.
     with atomic_file(output / ".probe") as stream:
@@ -86,13 +102,21 @@ def prepare_output(bids_dir: Path, output_dir: Path) -> Path:
     return output
 
 
-def write_dataset_files(bids_dir: Path, output_dir: Path, table: LabelTable) -> None:
-    """Write what lies at the root of the output; `table` is the model's label table."""
+def write_dataset_files(
+    bids_dir: Path,
+    output_dir: Path,
+    table: LabelTable,
+    links: Mapping[str, Path] = MappingProxyType({}),
+) -> None:
+    """Write what lies at the root of the output; `table` is the model's label table, `links` are
+    the data sets of derivatives that the sessions of this run are made from."""
     descriptions = {
         "desc_id": [f"desc-{desc}" for desc in _DESCRIPTIONS],
         "description": list(_DESCRIPTIONS.values()),
     }
-    description = dataset_description(bids_dir, output_dir)
+    # Those of earlier runs as well: the sidecars of sessions that stay as they are name them.
+    links = dataset_links(output_dir) | dict(links)
+    description = dataset_description(bids_dir, output_dir, links)
     contents = {
         "dataset_description.json": json.dumps(description, indent=2, ensure_ascii=False) + "\n",
         "README.md": _README.format(bids=BIDS_VERSION, version=__version__),
@@ -105,7 +129,9 @@ def write_dataset_files(bids_dir: Path, output_dir: Path, table: LabelTable) -> 
         write_text(output_dir / name, text)
 
 
-def dataset_description(bids_dir: Path, output_dir: Path) -> dict:
+def dataset_description(
+    bids_dir: Path, output_dir: Path, links: Mapping[str, Path] = MappingProxyType({})
+) -> dict:
     """The description of the output; that of the input must exist (InputMissing, BadData)."""
     raw = read_description(bids_dir)
     generator = {
@@ -114,19 +140,46 @@ def dataset_description(bids_dir: Path, output_dir: Path) -> dict:
         "CodeURL": _code_url(),
         "Container": _container(),
     }
-    source = {"URL": "bids:raw:", "DOI": raw.get("DatasetDOI")}
+    source = {"URL": f"bids:{RAW}:", "DOI": raw.get("DatasetDOI")}
     return {
         "Name": f"Brain segmentation of: {raw.get('Name') or 'unnamed data set'}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "License": raw.get("License") or "not stated by the source data set",
         "GeneratedBy": [_known(generator)],
-        "SourceDatasets": [_known(source)],
+        "SourceDatasets": [_known(source), *({"URL": f"bids:{name}:"} for name in links)],
         # Relative, so that input and output can move together.
         "DatasetLinks": {
-            "raw": Path(os.path.relpath(bids_dir.resolve(), output_dir.resolve())).as_posix()
+            name: Path(os.path.relpath(folder.resolve(), output_dir.resolve())).as_posix()
+            for name, folder in {RAW: bids_dir, **links}.items()
         },
     }
+
+
+def dataset_links(output_dir: Path) -> dict[str, Path]:
+    """The data sets of derivatives that an output is linked to: name in BIDS URIs -> folder.
+
+    Empty where there is no output yet. Raises BadData for a description that is broken.
+    """
+    found = _description(output_dir).get("DatasetLinks") or {}
+    return {
+        name: (output_dir.resolve() / folder).resolve()
+        for name, folder in found.items()
+        if name != RAW
+    }
+
+
+def written_by(output_dir: Path) -> str | None:
+    """The version that last wrote to an output; None where there is no output yet."""
+    made_by = _description(output_dir).get("GeneratedBy") or [{}]
+    return made_by[0].get("Version")
+
+
+def _description(output_dir: Path) -> dict:
+    """The description of the output, {} where it has none yet."""
+    if not (output_dir / "dataset_description.json").exists():
+        return {}
+    return read_description(output_dir)
 
 
 def _known(fields: dict) -> dict:

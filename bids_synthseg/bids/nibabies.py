@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_synthseg.bids.query import Scan
+from bids_synthseg.bids.scans import Scan
 from bids_synthseg.errors import AppError, InputMissing
 from bids_synthseg.nifti import Image, read_labels, read_scan
 

@@ -11,7 +11,7 @@ more.
 from collections.abc import Sequence
 from pathlib import Path
 
-from bids_synthseg.bids.query import ScanGroup
+from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.bids.tables import format_table
 
 SECONDS_PER_SCAN = 7.0
@@ -30,7 +30,7 @@ def expected_memory_mb(group: ScanGroup) -> float:
 
 
 def plan_text(groups: Sequence[ScanGroup], bids_dir: Path) -> str:
-    """Table with one row per image, tab-separated.
+    """Table with one row per image, tab-separated; those outside the data set by their full path.
 
     What a session is expected to take stands in the row of its first scan alone, so that the
     column adds up.
@@ -46,7 +46,7 @@ def plan_text(groups: Sequence[ScanGroup], bids_dir: Path) -> str:
             row = (
                 f"sub-{group.subject}",
                 f"ses-{group.session}" if group.session else None,
-                path.relative_to(root).as_posix(),
+                path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path),
                 use,
                 expected_seconds(group) if number == 0 else None,
                 expected_memory_mb(group) if number == 0 else None,

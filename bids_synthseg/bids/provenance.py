@@ -10,11 +10,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
-from bids_synthseg.bids.query import Scan
-from bids_synthseg.errors import InputMissing
+from bids_synthseg.bids.scans import Scan
+from bids_synthseg.errors import BadData, InputMissing
 from bids_synthseg.storage import explain, file_sha256, write_json
 
 logger = logging.getLogger(__name__)
@@ -61,13 +62,15 @@ class SessionRecord:
         self.output_dir = output_dir
         self.outputs: list[Path] = []
 
-    def start(self) -> None:
-        """Make the session unfinished, then remove its earlier outputs."""
-        earlier = self._read().get("Outputs", {})
+    def start(self, keep: Collection[Path] = ()) -> None:
+        """Make the session unfinished, then remove its earlier outputs, all but those to keep."""
+        earlier = self.read().get("Outputs", {})
         # First of all: a run that dies from here on must not look finished.
         write_json(self.path, {"Signature": None, "Outputs": earlier})
         for name in earlier:
             path = self.output_dir / name
+            if path in keep:
+                continue
             # A record is a text file that anybody may edit: nothing outside the output is removed.
             if not path.resolve().is_relative_to(self.output_dir.resolve()):
                 logger.warning("%s: lists %s, outside the output; left alone", self.path, name)
@@ -78,7 +81,7 @@ class SessionRecord:
                     leftover.unlink()
             except OSError as error:
                 raise explain(error, path) from error
-        self.outputs = []
+        self.outputs = [path for name in earlier if (path := self.output_dir / name) in keep]
         self._write(None)
 
     def add(self, *paths: Path) -> None:
@@ -95,11 +98,16 @@ class SessionRecord:
 
     def is_finished(self, signature: str) -> bool:
         """True where a run with this signature ended and its outputs are there in full size."""
-        record = self._read()
-        return record.get("Signature") == signature and all(
+        return signature is not None and self.finished_with() == signature
+
+    def finished_with(self) -> str | None:
+        """The signature of the last run; None where it did not end, or outputs are missing."""
+        record = self.read()
+        complete = all(
             (path := self.output_dir / name).is_file() and path.stat().st_size == size
             for name, size in record.get("Outputs", {}).items()
         )
+        return record.get("Signature") if complete else None
 
     def _write(self, signature: str | None, details: dict | None = None) -> None:
         sizes = {
@@ -108,7 +116,8 @@ class SessionRecord:
         }
         write_json(self.path, {"Signature": signature, **(details or {}), "Outputs": sizes})
 
-    def _read(self) -> dict:
+    def read(self) -> dict:
+        """What the record holds; {} where there is none, or, with a warning, none that is JSON."""
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -119,15 +128,54 @@ class SessionRecord:
         return record if isinstance(record, dict) else {}
 
 
-def bids_uri(path: Path, bids_dir: Path, output_dir: Path) -> str:
-    """`bids::sub-01/...` for a file of the output, `bids:raw:sub-01/...` for one of the input.
+def bids_uri(
+    path: Path,
+    bids_dir: Path,
+    output_dir: Path,
+    links: Mapping[str, Path] = MappingProxyType({}),
+) -> str:
+    """`bids::sub-01/...` for a file of the output, `bids:raw:sub-01/...` for one of the input,
+    `bids:NAME:sub-01/...` for one of the other data sets, `links`.
 
-    Raises ValueError for any other file.
+    Data sets may lie within each other (derivatives/): the innermost one names the file. Raises
+    ValueError for a file of none of them.
     """
     target = Path(os.path.abspath(path))
-    # The output may lie within the input (derivatives/), so it is asked first.
-    for name, folder in (("", output_dir), ("raw", bids_dir)):
-        root = os.path.abspath(folder)
-        if target.is_relative_to(root):
-            return f"bids:{name}:{target.relative_to(root).as_posix()}"
-    raise ValueError(f"{path} is neither in {bids_dir} nor in {output_dir}")
+    holding = {
+        name: root
+        for name, root in _roots(bids_dir, output_dir, links).items()
+        if target.is_relative_to(root)
+    }
+    if not holding:
+        raise ValueError(f"{path} is neither in {bids_dir} nor in {output_dir}")
+    name = max(holding, key=lambda name: len(holding[name].parts))
+    return f"bids:{name}:{target.relative_to(holding[name]).as_posix()}"
+
+
+def resolve_uri(
+    uri: str,
+    bids_dir: Path,
+    output_dir: Path,
+    links: Mapping[str, Path] = MappingProxyType({}),
+) -> Path:
+    """The absolute path that a BIDS URI stands for: the inverse of `bids_uri`.
+
+    Raises BadData for what is no BIDS URI, names another data set, or leads out of its own.
+    """
+    scheme, _, rest = uri.partition(":")
+    name, colon, place = rest.partition(":")
+    if scheme != "bids" or not colon:
+        raise BadData(f"{uri}: no BIDS URI (bids:NAME:PATH); mend it, or run the session again")
+    roots = _roots(bids_dir, output_dir, links)
+    if name not in roots:
+        raise BadData(f"{uri}: no data set of that name is known; add --derivatives {name}=PATH")
+    path = Path(os.path.abspath(roots[name] / place))
+    if not path.is_relative_to(roots[name]):
+        raise BadData(f"{uri}: leads out of its data set; mend it, or run the session again")
+    return path
+
+
+def _roots(bids_dir: Path, output_dir: Path, links: Mapping[str, Path]) -> dict[str, Path]:
+    """Name in a BIDS URI -> folder; of equal folders the first is to be taken."""
+    folders = {"": output_dir, "raw": bids_dir, **links}
+    return {name: Path(os.path.abspath(folder)) for name, folder in folders.items()}
