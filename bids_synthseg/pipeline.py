@@ -8,29 +8,31 @@ labelled on the grid of every contrast and written.
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 import torch
 
 from bids_synthseg import __version__, nifti
 from bids_synthseg.anatomy.labels import LabelTable
-from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, Space, is_finished
+from bids_synthseg.bids.ages import read_ages
+from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, is_finished
+from bids_synthseg.bids.growth import age_measures
 from bids_synthseg.bids.methods import Methods
-from bids_synthseg.bids.provenance import bids_uri, options_sha256, session_signature
-from bids_synthseg.bids.query import CONTRASTS, Scan, ScanGroup
-from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.bids.provenance import options_sha256, session_signature
+from bids_synthseg.bids.quality import Quality, judge
+from bids_synthseg.bids.scans import CONTRASTS, ScanGroup
+from bids_synthseg.errors import AppError, BadData, UsageProblem
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.registry import compare_checksums
 from bids_synthseg.models.tasks import SEGMENTATION, check_model
 from bids_synthseg.segmentation.align import Alignment, align, itk_text
-from bids_synthseg.segmentation.bias import correct_bias
-from bids_synthseg.segmentation.field import MergedField, MovedField, PosteriorField
-from bids_synthseg.segmentation.labelling import LabelledVolume, label_volume
+from bids_synthseg.segmentation.labelling import label_volume
 from bids_synthseg.segmentation.predict import Segmented, segment
+from bids_synthseg.segmentation.quality import worst
+from bids_synthseg.spaces import Part, write_spaces
 from bids_synthseg.storage import file_sha256
 
 LOG = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class Options:
     model: Path | None = None
     all_scans: bool = False
     overwrite: bool = False
+    viewer: str = "niivue"
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
     n_cpus: int | None = None
 
     def that_matter(self) -> dict:
@@ -62,12 +66,13 @@ class Options:
         """Contrasts whose image is written as well.
 
         Of several images of a contrast NiBabies makes a template and puts our label map on it
-        unregistered, unless it finds the image that the labels belong to.
+        unregistered, unless it finds the image that the labels belong to; an image that is none of
+        the raw ones it cannot find otherwise.
         """
         there = tuple(group.by_contrast)
         if self.write_preproc == "always":
             return there
-        return tuple(name for name in group.repeated if name in there)
+        return tuple(name for name in there if name in (*group.repeated, *group.derived))
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,8 @@ def run_session(
         group.scans, __version__, segmenter.weights_sha256, settings | {"preproc": preproc}
     )
     if not options.overwrite and is_finished(paths, signature):
+        if not paths.report.exists():
+            write_page(group, bids_dir, output_dir, options)
         return SessionResult("skipped", time.monotonic() - start, "already done")
     for path, reason in group.left_out:
         LOG.info("%s: left out: %s", path.name, reason)
@@ -174,6 +181,7 @@ def run_session(
         bids_dir,
         config_sha256=options_sha256(settings),
         weights_sha256=segmenter.weights_sha256,
+        links=options.derivatives,
     )
     writer.start()
     images = [nifti.read_scan(scan.path) for scan in group.scans]
@@ -187,8 +195,10 @@ def run_session(
     spaces: dict[tuple, list[Part]] = {}
     for part in contrasts:
         spaces.setdefault(part.place, []).append(part)
-    for alike in spaces.values():
-        _write_spaces(writer, alike, parts, options, preproc)
+    measured = [
+        write_spaces(writer, alike, parts, options.save_posteriors, preproc)
+        for alike in spaces.values()
+    ]
     if len(contrasts) == 2 and all(part.alignment.accepted for part in contrasts):
         t1w, t2w = contrasts
         # An ITK transform maps points of the target to points of the image that is moved.
@@ -203,47 +213,54 @@ def run_session(
             LOG.info("%s: %s", part.scan.path.name, part.alignment.summary)
     for warning in warnings:
         LOG.warning("%s: %s", group.label, warning)
-    writer.finish(signature, _details(group, warnings, bids_dir, output_dir))
+    quality = _quality(group, parts, worst(measured), warnings, bids_dir)
+    LOG.info("%s: quality: %s", group.label, "; ".join((quality.verdict, *quality.reasons)))
+    writer.finish(signature, _details(group, warnings, quality, writer))
+    write_page(group, bids_dir, output_dir, options)
     return SessionResult("done", time.monotonic() - start, "; ".join(warnings))
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One scan of a session; `alignment` is to the session's first scan."""
-
-    scan: Scan
-    image: nifti.Image
-    result: Segmented
-    alignment: Alignment
-
-    @property
-    def place(self) -> tuple:
-        """Equal for two parts of a session that see the same brain on the same grid."""
-        alignment = self.alignment
-        return self.image.volume.grid, alignment.transform.tobytes(), alignment.accepted
-
-    def seen_from(self, viewer: "Part") -> np.ndarray:
-        """(4, 4) transform from points of the viewer's world to points of this scan's."""
-        if np.array_equal(self.alignment.transform, viewer.alignment.transform):
-            return np.eye(4)
-        return self.alignment.transform @ np.linalg.inv(viewer.alignment.transform)
-
-    def merged_with(self, other: "Part") -> bool:
-        """Whether both scans speak for the same brain."""
-        return self is other or (self.alignment.accepted and other.alignment.accepted)
-
-
-def _details(group: ScanGroup, warnings: list[str], bids_dir: Path, output_dir: Path) -> dict:
+def _details(
+    group: ScanGroup, warnings: list[str], quality: Quality, writer: SessionWriter
+) -> dict:
     """What the record of a session tells beside its outputs."""
-
-    def uri(path: Path) -> str:
-        return bids_uri(path, bids_dir, output_dir)
-
     return {
         "Warnings": warnings,
-        "Scans": [uri(scan.path) for scan in group.scans],
-        "LeftOut": {uri(path): reason for path, reason in group.left_out},
+        "Scans": [writer.uri(scan.path) for scan in group.scans],
+        "LeftOut": {writer.uri(path): reason for path, reason in group.left_out},
+        "Quality": quality.record(),
     }
+
+
+def _quality(
+    group: ScanGroup,
+    parts: Sequence[Part],
+    measures: Mapping[str, float],
+    warnings: Sequence[str],
+    bids_dir: Path,
+) -> Quality:
+    """The verdict on a session; `measures` are those of its spaces."""
+    age = read_ages(bids_dir, [group.key])[group.key]
+    dices = [part.alignment.dice for part in parts[1:]]
+    sides_mm = [float(part.image.volume.grid.voxel_size_mm.max()) for part in parts]
+    more = {"alignment_dice": min(dices, default=None), "slice_mm": max(sides_mm)}
+    return judge({**measures, **more, **age_measures(age, measures["brain_ml"])}, warnings)
+
+
+def write_page(group: ScanGroup, bids_dir: Path, output_dir: Path, options: Options) -> None:
+    """The page of a finished session. Its results stand without it: a failure is a warning."""
+    from bids_synthseg.bids.report import write_report  # matplotlib is slow to load
+
+    try:
+        write_report(
+            bids_dir,
+            output_dir,
+            group.key,
+            viewer=options.viewer,
+            table_of_links=options.derivatives,
+        )
+    except AppError as error:
+        LOG.warning("%s: no report: %s", group.label, error)
 
 
 def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segmented:
@@ -258,45 +275,6 @@ def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segm
     return result
 
 
-def _write_spaces(
-    writer: SessionWriter,
-    alike: list[Part],
-    parts: list[Part],
-    options: Options,
-    preproc: Sequence[str],
-) -> None:
-    """Label the brain on the one grid of the parts `alike` and write it for each of them, with the
-    image itself for the contrasts in `preproc`."""
-    viewer = alike[0]
-    together = [part for part in parts if part.merged_with(viewer)]
-    field = MergedField([_view(part, viewer) for part in together])
-    keep = options.save_posteriors != "none"
-    labelled = label_volume(field, viewer.image.volume.grid, keep)
-    for part in alike:
-        sources = tuple(source.scan.path for source in together)
-        reference = None
-        if part.scan.suffix in preproc:
-            reference = _write_preproc(writer, part, labelled.mask)
-        space = Space(part.scan.suffix, part.image, sources, reference)
-        write_space(writer, space, labelled, field.table, options)
-
-
-def _write_preproc(writer: SessionWriter, part: Part, mask: np.ndarray) -> Path:
-    """The image of a part, on its own grid, without its bias field; returns the file."""
-    how = (
-        f"The scan that was segmented ({part.scan.path.name}), not averaged with others, not "
-        "resampled; corrected for the bias field by N4 within the brain mask"
-    )
-    space = Space(part.scan.suffix, part.image, (part.scan.path,))
-    return writer.write_preproc(space, correct_bias(part.image.volume, mask), how)
-
-
-def _view(part: Part, viewer: Part) -> PosteriorField:
-    transform = part.seen_from(viewer)
-    field = part.result.field
-    return field if np.array_equal(transform, np.eye(4)) else MovedField(field, transform)
-
-
 def _warnings(parts: list[Part]) -> list[str]:
     found = [warning for part in parts for warning in part.image.warnings]
     for part in parts:
@@ -308,21 +286,3 @@ def _warnings(parts: list[Part]) -> list[str]:
                 "look at both"
             )
     return found
-
-
-def write_space(
-    writer: SessionWriter,
-    space: Space,
-    labelled: LabelledVolume,
-    table: LabelTable,
-    options: Options,
-) -> None:
-    """All images and tables of one brain on one grid."""
-    writer.write_aseg(space, labelled.aseg)
-    writer.write_native(space, labelled.native)
-    writer.write_mask(space, labelled.mask)
-    writer.write_volumes(space, labelled.aseg_table, labelled.hard_mm3, labelled.soft_mm3)
-    if labelled.posteriors is not None and options.save_posteriors == "tissue":
-        writer.write_tissues(space, labelled.posteriors, table)
-    if labelled.posteriors is not None and options.save_posteriors == "all":
-        writer.write_posteriors(space, labelled.posteriors, table)

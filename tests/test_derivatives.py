@@ -17,6 +17,7 @@ from bids_synthseg.bids import dataset
 from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
 from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, Space, is_finished
 from bids_synthseg.bids.provenance import SessionRecord, bids_uri, session_signature
+from bids_synthseg.bids.quality import STRUCTURE_MEASURES
 from bids_synthseg.bids.query import find_scan_groups
 from bids_synthseg.bids.tables import format_table, tissue_channels, volume_columns, write_table
 from bids_synthseg.errors import CannotCreate, InputMissing, StorageProblem, UsageProblem
@@ -100,6 +101,32 @@ def test_mask(writer, space, phantom_labels):
     path = writer.write_mask(space, phantom_labels > 0)
     assert set(np.unique(nib.load(path).get_fdata())) == {0, 1}
     assert sidecar(path)["Type"] == "Brain"
+
+
+def test_maps_of_what_is_sure_and_where_contrasts_disagree(writer, space, phantom_labels):
+    confidence = np.where(phantom_labels > 0, 0.6, 1.0)
+    path = writer.write_confidence(space, confidence)
+    assert path.name == "sub-01_ses-1mo_space-T1w_desc-confidence_probseg.nii.gz"
+    image = nib.load(path)
+    assert image.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(image.get_fdata(), confidence, atol=0.002)
+    path = writer.write_disagreement(space, phantom_labels == 2)
+    assert path.name == "sub-01_ses-1mo_space-T1w_desc-disagreement_mask.nii.gz"
+    np.testing.assert_array_equal(nib.load(path).get_fdata(), phantom_labels == 2)
+    assert "different labels" in sidecar(path)["Description"]
+
+
+def test_sources_may_lie_in_a_linked_data_set(phantom_dataset, output, space, tmp_path):
+    paths = SessionPaths(output, "01", "1mo")
+    hashes = {"config_sha256": CONFIG, "weights_sha256": WEIGHTS}
+    source = tmp_path / "sr" / "sub-01" / "anat" / "sub-01_T2w.nii.gz"
+    writer = SessionWriter(paths, phantom_dataset, **hashes, links={"sr": tmp_path / "sr"})
+    assert writer.uri(source) == "bids:sr:sub-01/anat/sub-01_T2w.nii.gz"
+    linked = Space("T1w", space.like, (source,))
+    mask = np.zeros(space.like.volume.grid.shape)
+    assert sidecar(writer.write_mask(linked, mask))["Sources"] == [writer.uri(source)]
+    with pytest.raises(ValueError, match="neither"):
+        SessionWriter(paths, phantom_dataset, **hashes).uri(source)
 
 
 def test_reference_may_be_an_output(writer, space, phantom_image, phantom_labels):
@@ -235,9 +262,11 @@ def test_a_new_run_removes_what_the_last_one_left(
     killed.touch()
     foreign = aseg.with_name("notes.txt")
     foreign.touch()
+    first.paths.report.write_text("<html></html>")
 
     second = writer_for(phantom_dataset, output)
     second.start()
+    assert not second.paths.report.exists()
     assert not any(path.exists() for path in [*trio, aseg, killed])
     assert [path.name for path in aseg.parent.iterdir()] == ["notes.txt"]
     assert not is_finished(second.paths, "s")
@@ -399,6 +428,11 @@ def test_validator_finds_no_error(phantom_dataset, output, phantom_labels):
             writer.write_native(space, labels)
             writer.write_mask(space, labels > 0)
             writer.write_volumes(space, folded, np.zeros(len(folded)), np.zeros(len(folded)))
+            writer.write_confidence(space, (labels > 0).astype(float))
+            writer.write_disagreement(space, labels > 0)
+            writer.write_table(
+                space, "qc", {name: [0] for name in STRUCTURE_MEASURES}, STRUCTURE_MEASURES
+            )
             writer.write_posteriors(space, posteriors(labels), TABLE)
             writer.write_tissues(space, posteriors(labels), TABLE)
             writer.write_preproc(space, like.volume.data, "The raw image.")

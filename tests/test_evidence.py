@@ -23,7 +23,7 @@ def test_a_certain_prior_gives_mean_and_spread_of_each_class():
     image = torch.where(HALVES, 1.0, -1.0) + 0.3 * noise(1, 8, 8, 8)
     mean, sd = class_gaussians(image, prior_of(HALVES, 1.0))
     for label in (False, True):
-        values = image[HALVES == label]
+        values = image[label == HALVES]
         # One voxel of 256 stands for the whole image.
         assert float(mean[0, int(label), 0]) == pytest.approx(float(values.mean()), abs=0.01)
         assert float(sd[0, int(label), 0]) == pytest.approx(float(values.std()), abs=0.03)

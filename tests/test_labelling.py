@@ -6,7 +6,7 @@ import torch
 from handmade import RADII_MM, SHELLS, grid, head, locator, reader
 
 from bids_synthseg.anatomy.labels import LabelTable
-from bids_synthseg.segmentation.field import GridField
+from bids_synthseg.segmentation.field import GridField, MergedField
 from bids_synthseg.segmentation.labelling import label_volume
 from bids_synthseg.segmentation.predict import segment
 
@@ -45,7 +45,8 @@ def test_labels_volumes_and_mask_of_a_cube(cube):
     np.testing.assert_array_equal(found.native, cube)
     np.testing.assert_array_equal(found.mask, cube > 0)
     assert found.aseg.dtype == found.native.dtype == np.int32
-    assert found.n_islands == 0
+    assert found.islands_mm3.sum() == 0
+    assert found.disagreement is None
     assert found.posteriors is None
     hard = dict(zip(found.aseg_table.ids.tolist(), found.hard_mm3, strict=True))
     soft = dict(zip(found.aseg_table.ids.tolist(), found.soft_mm3, strict=True))
@@ -59,6 +60,43 @@ def test_posteriors_are_kept_on_request(cube):
     field = field_of(cube)
     found = label_volume(field, field.grid, keep_posteriors=True)
     np.testing.assert_allclose(found.posteriors, field.data, atol=1e-5)
+
+
+def test_how_sure_the_labels_are(cube):
+    """A voxel of the brain has 0.8 of its own label and 0.2 of background."""
+    field = field_of(cube)
+    found = label_volume(field, field.grid)
+    np.testing.assert_allclose(found.confidence, np.where(cube > 0, 0.8, 1.0), atol=1e-5)
+    evidence, at = found.evidence, found.aseg_table.channel_of
+    # Of white matter: 2 * 0.8 n / (n + 0.8 n).
+    assert evidence.predicted_dice[at(2)] == pytest.approx(1.6 / 1.8, rel=1e-5)
+    unsure = -(0.8 * np.log(0.8) + 0.2 * np.log(0.2)) / np.log(len(found.aseg_table))
+    assert evidence.entropy[at(3)] == pytest.approx(unsure, rel=1e-4)
+    assert np.isnan(evidence.predicted_dice[at(10)])
+    assert np.isnan(evidence.agreement_dice).all()
+
+
+def test_two_contrasts_disagree_where_each_alone_has_another_label(cube):
+    """A part of what is white matter to one contrast is thalamus to the other, surer one."""
+    other = cube.copy()
+    other[10:12, 8:12, 8:12] = 10  # 32 voxels
+    other[0, 0, 0] = 3  # far from the brain, and lost in cleaning
+    first, second = field_of(cube, 0.7), field_of(other, 0.9)
+    found = label_volume(MergedField((first, second)), first.grid)
+    np.testing.assert_array_equal(found.disagreement, cube != other)
+    other[0, 0, 0] = 0
+    np.testing.assert_array_equal(found.aseg, other)
+    at = found.aseg_table.channel_of
+    n_white = int((cube == 2).sum())
+    dice = found.evidence.agreement_dice
+    assert dice[at(2)] == pytest.approx(2 * (n_white - 32) / (2 * n_white - 32))
+    assert dice[at(10)] == 0
+    assert dice[at(3)] == pytest.approx(2 * 432 / (2 * 432 + 1))
+    assert np.isnan(dice[at(49)])
+    # The other way round the surer contrast still decides, and they disagree all the same.
+    swapped = label_volume(MergedField((second, first)), first.grid)
+    np.testing.assert_array_equal(swapped.aseg, found.aseg)
+    np.testing.assert_array_equal(swapped.disagreement, found.disagreement)
 
 
 def test_parts_are_added_up_before_the_best_label_is_taken(cube):
@@ -79,7 +117,7 @@ def test_an_island_goes_to_its_best_neighbour_in_both_maps(cube):
     field = field_of(labels, 0.6, second)
     found = label_volume(field, field.grid)
     np.testing.assert_array_equal(found.aseg, cube)
-    assert found.n_islands == 8
+    assert found.islands_mm3[found.aseg_table.channel_of(3)] == found.islands_mm3.sum() == 8
     # Of what folds to white matter, only the callosum has a probability there.
     assert (found.native[11:13, 8:10, 8:10] == 1004).all()
     np.testing.assert_array_equal(folded(found.native), found.aseg)
@@ -94,7 +132,7 @@ def test_what_does_not_hang_together_with_the_brain_is_removed(cube):
     assert (found.native[20:] == 0).all()
     assert not found.mask[20:].any()
     np.testing.assert_array_equal(found.aseg[:20], cube)
-    assert found.n_islands == 96
+    assert found.islands_mm3[found.aseg_table.channel_of(24)] == found.islands_mm3.sum() == 96
 
 
 def test_holes_belong_to_the_mask_but_to_no_label(cube):
@@ -122,7 +160,7 @@ def test_the_native_map_folds_to_aseg_everywhere_after_cleaning():
     second = TABLE.ids[rng.integers(0, len(TABLE), labels.shape)]
     field = field_of(labels, 0.6, second)
     found = label_volume(field, field.grid)
-    assert found.n_islands > 100
+    assert found.islands_mm3.sum() > 100
     assert 1004 in found.native or 2004 in found.native
     np.testing.assert_array_equal(folded(found.native), found.aseg)
 

@@ -14,10 +14,14 @@ from conftest import nifti, write_tree
 from handmade import grid, head, interior, locator, reader, segmenter
 from scipy.spatial.transform import Rotation
 
-from bids_synthseg import cli, console, pipeline
+from bids_synthseg import cli, console, pipeline, spaces
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.volume import Grid
+from bids_synthseg.bids import report
+from bids_synthseg.bids.derivatives import SessionPaths
+from bids_synthseg.bids.growth import BrainGrowth
 from bids_synthseg.bids.nibabies import view_folder
+from bids_synthseg.bids.quality import MEASURES, Quality
 from bids_synthseg.bids.query import find_scan_groups
 from bids_synthseg.errors import BadData, UsageProblem
 from bids_synthseg.execution import read_status
@@ -34,8 +38,10 @@ T2W_PLACE = grid((34, 40, 28), (2.0, 1.9, 2.6), TURN)
 OUTPUTS = [
     "desc-aseg_dseg.json", "desc-aseg_dseg.nii.gz", "desc-aseg_volumes.json",
     "desc-aseg_volumes.tsv", "desc-brain_mask.json", "desc-brain_mask.nii.gz",
-    "desc-native_dseg.json", "desc-native_dseg.nii.gz",
+    "desc-confidence_probseg.json", "desc-confidence_probseg.nii.gz", "desc-native_dseg.json",
+    "desc-native_dseg.nii.gz", "desc-qc_volumes.json", "desc-qc_volumes.tsv",
 ]  # fmt: skip
+DISAGREEMENT = ["desc-disagreement_mask.json", "desc-disagreement_mask.nii.gz"]
 XFMS = [f"from-{a}_to-{b}_mode-image_xfm.txt" for a, b in (("T1w", "T2w"), ("T2w", "T1w"))]
 
 
@@ -51,6 +57,21 @@ def shift(x, y=0.0, z=0.0):
     transform = np.eye(4)
     transform[:3, 3] = x, y, z
     return transform
+
+
+@pytest.fixture(autouse=True)
+def pages(monkeypatch):
+    """Reports are no part of these tests: pages of a line, and the calls that wrote them."""
+    calls = []
+
+    def write(bids_dir, output_dir, key, **options):
+        calls.append((key, options))
+        path = SessionPaths(output_dir, *key).report
+        path.write_text("a page", encoding="utf-8")
+        return path
+
+    monkeypatch.setattr(report, "write_report", write)
+    return calls
 
 
 @pytest.fixture
@@ -78,8 +99,10 @@ def load(out, name):
     return nib.load(out / "sub-01" / "anat" / f"sub-01_{name}.nii.gz")
 
 
-def in_space(*contrasts):
-    return [f"space-{contrast}_{name}" for contrast in contrasts for name in OUTPUTS]
+def in_space(*contrasts, merged=None):
+    names = sorted([*OUTPUTS, *(DISAGREEMENT if len(contrasts) == 2 else [])])
+    names = OUTPUTS if merged is False else names
+    return [f"space-{contrast}_{name}" for contrast in contrasts for name in names]
 
 
 def record(out, label="sub-01"):
@@ -144,9 +167,9 @@ def test_one_contrast_alone(session, contrast):
 
 def test_contrasts_on_one_grid_are_labelled_once(session, monkeypatch):
     calls = []
-    label_volume = pipeline.label_volume
+    label_volume = spaces.label_volume
     monkeypatch.setattr(
-        pipeline, "label_volume", lambda *args: calls.append(args) or label_volume(*args)
+        spaces, "label_volume", lambda *args: calls.append(args) or label_volume(*args)
     )
     _, out = session({"T1w": scan(T1W_PLACE), "T2w": scan(T1W_PLACE, 2.0)})
     assert len(calls) == 1
@@ -185,7 +208,8 @@ def test_brains_in_different_places_are_not_merged(session, caplog):
     assert "sub-01_T2w.nii.gz: not merged" in result.message
     assert "not merged" in caplog.text
     assert record(out)["Warnings"] == [result.message]
-    assert anat(out) == sorted(in_space("T1w", "T2w"))  # no transforms
+    # No transforms, and nothing to disagree on.
+    assert anat(out) == sorted(in_space("T1w", "T2w", merged=False))
     for contrast, place in (("T1w", T1W_PLACE), ("T2w", T2W_PLACE)):
         path = out / f"sub-01/anat/sub-01_space-{contrast}_desc-aseg_dseg.json"
         assert len(json.loads(path.read_text())["Sources"]) == 1
@@ -295,10 +319,119 @@ def test_when_the_image_is_written_too(session, tmp_path):
     assert Options(write_preproc="always").preproc(group) == ("T2w",)
 
 
+def rows(out, name):
+    text = (out / f"sub-01/anat/sub-01_{name}.tsv").read_text()
+    header, *lines = [line.split("\t") for line in text.splitlines()]
+    return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+
+
+def test_the_quality_of_a_session_is_told(session):
+    """The T2w takes a stripe of cortex for white matter; both scans agree elsewhere."""
+    labels, image = head(T1W_PLACE)
+    stripe = np.isin(labels.data, (3, 42))
+    stripe[:, :, :16] = stripe[:, :, 22:] = False
+    spoiled = image.data.copy()
+    spoiled[stripe] = 95.0
+    images = {"T1w": scan(T1W_PLACE), "T2w": nifti(spoiled, T1W_PLACE.affine)}
+    _, out = session(images)
+    disagreement = np.asarray(load(out, "space-T1w_desc-disagreement_mask").dataobj) > 0
+    assert disagreement[stripe & interior(labels.data)].mean() > 0.95
+    assert disagreement[~stripe].mean() < 0.01
+    confidence = load(out, "space-T1w_desc-confidence_probseg")
+    assert confidence.get_data_dtype() == np.uint8
+    inner = interior(labels.data) & ~stripe
+    assert confidence.get_fdata()[inner].min() > 0.9
+    assert confidence.get_fdata().max() == pytest.approx(1)
+
+    structures = rows(out, "space-T1w_desc-qc_volumes")
+    assert structures.keys() == rows(out, "space-T1w_desc-aseg_volumes").keys()
+    agreement = {index: row["agreement_dice"] for index, row in structures.items()}
+    assert float(agreement["10"]) > 0.98 > 0.9 > float(agreement["3"])
+    assert agreement["11"] == "n/a"  # the head has no caudate
+    assert float(structures["10"]["predicted_dice"]) > 0.9
+    about = json.loads((out / "sub-01/anat/sub-01_space-T1w_desc-qc_volumes.json").read_text())
+    assert about["islands_mm3"]["Units"] == "mm^3"
+
+    quality = Quality.of(record(out)["Quality"])
+    assert list(quality.measures) == list(MEASURES)
+    known = [float(value) for value in agreement.values() if value != "n/a"]
+    assert quality.measures["agreement_dice"] == pytest.approx(np.mean(known), abs=1e-3)
+    assert quality.measures["slice_mm"] == pytest.approx(1.9)
+    assert quality.measures["age_weeks_pma"] is None
+    assert quality.verdict == "fail"  # most structures are missing
+    assert any("missing" in reason for reason in quality.reasons)
+
+
+def test_the_age_is_that_of_the_tables(session, tmp_path):
+    table = "participant_id\tage_weeks_pma\nsub-01\t30\n"
+    write_tree(tmp_path / "raw", {"participants.tsv": table})
+    _, out = session({"T1w": scan(T1W_PLACE)}, mirror=False)
+    measures = Quality.of(record(out)["Quality"]).measures
+    assert measures["age_weeks_pma"] == 30
+    ratio = measures["brain_ml"] / BrainGrowth.default().expected_ml(30)  # 66 ml to some 240
+    assert measures["volume_z"] == pytest.approx(np.log(ratio) / 0.123, rel=1e-3)
+    assert measures["volume_z"] < -9
+    assert measures["mirror_dice"] is None
+    assert measures["agreement_dice"] is measures["alignment_dice"] is None
+
+
+def test_warnings_are_reasons(session):
+    data = scan(T1W_PLACE).get_fdata()
+    data[0, 0, 0] = np.nan
+    result, out = session({"T1w": nifti(data, T1W_PLACE.affine)})
+    assert result.message in record(out)["Quality"]["Reasons"]
+
+
+def test_a_page_is_written_after_the_session(session, pages, tmp_path):
+    images = {"T1w": scan(T1W_PLACE)}
+    _, out = session(images, viewer="none")
+    assert pages == [(("01", None), {"viewer": "none", "table_of_links": {}})]
+    assert (out / "sub-01.html").is_file()
+    # The viewer is not part of what was asked for.
+    assert session(images, fresh=False)[0].status == "skipped"
+    assert len(pages) == 1
+    (out / "sub-01.html").unlink()
+    assert session(images, fresh=False)[0].status == "skipped"
+    assert len(pages) == 2
+    # An old page does not stay beside a session that failed.
+    (tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
+    with pytest.raises(BadData):
+        session(images, fresh=False)
+    assert not (out / "sub-01.html").exists()
+
+
+def test_a_session_without_a_page_is_done(session, monkeypatch, caplog):
+    def fails(*_, **__):
+        raise BadData("sub-01_T1w.nii.gz: gone; bring it back")
+
+    monkeypatch.setattr(report, "write_report", fails)
+    with caplog.at_level(logging.WARNING):
+        result, out = session({"T1w": scan(T1W_PLACE)})
+    assert result.status == "done"
+    assert record(out)["Signature"]
+    assert "sub-01: no report: sub-01_T1w.nii.gz: gone" in caplog.text
+
+
+def test_a_scan_out_of_derivatives_is_written_for_nibabies(bids_tree, tmp_path):
+    """NiBabies would find no image, or another one, that belongs to the labels."""
+    raw = bids_tree({"sub-01": {"anat": {"sub-01_T2w.nii.gz": scan(T1W_PLACE)}}})
+    better = bids_tree({"sub-01": {"anat": {"sub-01_rec-sr_T2w.nii.gz": scan(T2W_PLACE)}}}, "sr")
+    (group,) = find_scan_groups(raw, derivatives={"sr": better})
+    options = Options(derivatives={"sr": better})
+    out = tmp_path / "out"
+    assert run_session(group, raw, out, segmenter(), options).status == "done"
+    assert "desc-preproc_T2w.nii.gz" in anat(out)
+    assert load(out, "space-T2w_desc-aseg_dseg").shape == T2W_PLACE.shape
+    assert record(out)["Scans"] == ["bids:sr:sub-01/anat/sub-01_rec-sr_T2w.nii.gz"]
+    assert list(record(out)["LeftOut"]) == ["bids:raw:sub-01/anat/sub-01_T2w.nii.gz"]
+
+
 def test_posteriors_are_saved_on_request(session):
     images = {"T1w": scan(T1W_PLACE)}
     _, out = session(images)
-    assert not any("probseg" in name for name in anat(out))
+    assert [name for name in anat(out) if "probseg" in name] == [
+        "space-T1w_desc-confidence_probseg.json", "space-T1w_desc-confidence_probseg.nii.gz"
+    ]  # fmt: skip
 
     _, out = session(images, save_posteriors="tissue")
     tissues = {t: load(out, f"space-T1w_label-{t}_probseg") for t in ("GM", "WM", "CSF")}

@@ -117,6 +117,16 @@ def test_labels_of_a_tie_are_the_earlier_row():
     assert ids.dtype == np.int32
 
 
+def test_the_best_channel_and_its_value():
+    """As argmax, ties included: to the earlier channel."""
+    data = np.random.default_rng(2).integers(0, 4, (5, 6, 7, 8)).astype(np.float32)
+    channel, value = posteriors.best_channel(data)
+    np.testing.assert_array_equal(channel, data.argmax(axis=0))
+    np.testing.assert_array_equal(value, data.max(axis=0))
+    assert channel.dtype == np.int16
+    assert posteriors.best_channel(data[:, :0])[0].shape == (0, 7, 8)
+
+
 def test_soft_volumes_count_parts_of_voxels():
     data = np.zeros((len(TABLE), 2, 1, 1), dtype=np.float32)
     data[TABLE.channel_of(17)] = [[[0.25]], [[1.0]]]

@@ -16,6 +16,7 @@ from bids_synthseg.segmentation import predict
 from bids_synthseg.segmentation.field import slabs
 from bids_synthseg.segmentation.locate import BrainBox
 from bids_synthseg.segmentation.predict import brain_box, posteriors_of, segment, working_volume
+from bids_synthseg.segmentation.quality import aseg_agreement
 
 TURN = Rotation.from_euler("xyz", [14, -11, 18], degrees=True).as_matrix()
 
@@ -92,6 +93,9 @@ def test_segment_averages_with_the_mirrored_pass(oblique):
     np.testing.assert_allclose(both.field.data, (plain.field.data + twin.data) / 2, atol=1e-6)
     assert (both.field.data - plain.field.data).abs().max() > 0.4
     assert both.field.grid == plain.field.grid == plain.image.grid
+    assert plain.mirror_dice is None
+    np.testing.assert_array_equal(both.mirror_dice, aseg_agreement(plain.field, twin))
+    assert np.nanmin(both.mirror_dice) < 0.9
 
 
 def test_the_working_grid_is_filled_by_the_box():

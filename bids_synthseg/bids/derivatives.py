@@ -5,15 +5,16 @@ derivatives that NiBabies reads: exactly one `space-<contrast>_desc-aseg_dseg` a
 `desc-brain_mask` per session and contrast, and no other `dseg` without a `desc`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.provenance import SessionRecord, bids_uri
-from bids_synthseg.bids.query import Scan
+from bids_synthseg.bids.scans import Scan
 from bids_synthseg.bids.sessions import session_label
 from bids_synthseg.bids.tables import (
     VOLUME_COLUMNS,
@@ -22,7 +23,7 @@ from bids_synthseg.bids.tables import (
     write_table,
 )
 from bids_synthseg.nifti import Image, write_image
-from bids_synthseg.storage import write_json, write_text
+from bids_synthseg.storage import explain, write_json, write_text
 
 # The order in which BIDS wants entities after subject and session.
 _SCAN_ENTITIES = ("acq", "ce", "rec", "run", "echo", "part")
@@ -100,20 +101,32 @@ class SessionWriter:
     """Writes the derivatives of one session and keeps its record.
 
     `start` first, `finish` last; every `write_` method returns the path of its image or table.
-    config_sha256, weights_sha256: what the session was computed with, for the sidecars.
+    config_sha256, weights_sha256: what the session was computed with, for the sidecars; links: name
+    in BIDS URIs of other data sets that sources lie in.
     """
 
     def __init__(
-        self, paths: SessionPaths, bids_dir: Path, *, config_sha256: str, weights_sha256: str
+        self,
+        paths: SessionPaths,
+        bids_dir: Path,
+        *,
+        config_sha256: str,
+        weights_sha256: str,
+        links: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         self.paths = paths
         self.bids_dir = bids_dir
+        self.links = links
         self.record = SessionRecord(paths.record, paths.output_dir)
         self._hashes = {"ConfigSHA256": config_sha256, "WeightsSHA256": weights_sha256}
 
-    def start(self) -> None:
-        """Remove what an earlier run of this session left."""
-        self.record.start()
+    def start(self, keep: Collection[Path] = ()) -> None:
+        """Remove what an earlier run of this session left, all but `keep`; its report too."""
+        self.record.start(keep)
+        try:
+            self.paths.report.unlink(missing_ok=True)
+        except OSError as error:
+            raise explain(error, self.paths.report) from error
 
     def finish(self, signature: str, details: dict | None = None) -> None:
         """Mark the session as finished."""
@@ -158,6 +171,21 @@ class SessionWriter:
         about = {"Type": "Brain", "Description": "Brain mask: the labels of the brain, filled"}
         path = self.paths.file("mask", space=space.contrast, desc="brain")
         return self._write_image(path, mask.astype(bool), space, np.uint8, about)
+
+    def write_confidence(self, space: Space, confidence: np.ndarray) -> Path:
+        """(X, Y, Z) probability of the label that was chosen, in steps of 1/255."""
+        about = {"Description": "Probability of the label that was chosen, before cleaning"}
+        path = self.paths.file("probseg", space=space.contrast, desc="confidence")
+        return self._write_probabilities(path, confidence, space, about, compact=True)
+
+    def write_disagreement(self, space: Space, disagreement: np.ndarray) -> Path:
+        """(X, Y, Z) bool mask of the voxels where single contrasts choose different labels."""
+        about = {
+            "Type": "ROI",  # of the four types that BIDS knows
+            "Description": "Voxels where T1w alone and T2w alone choose different labels",
+        }
+        path = self.paths.file("mask", space=space.contrast, desc="disagreement")
+        return self._write_image(path, disagreement.astype(bool), space, np.uint8, about)
 
     def write_volumes(
         self,
@@ -248,8 +276,8 @@ class SessionWriter:
         sidecar = path.with_name(path.name.removesuffix(".nii.gz") + ".json")
         about = {
             **about,
-            "Sources": [self._uri(source) for source in space.sources],
-            "SpatialReference": self._uri(space.reference or space.like.path),
+            "Sources": [self.uri(source) for source in space.sources],
+            "SpatialReference": self.uri(space.reference or space.like.path),
             **self._hashes,
         }
         self.record.add(path, sidecar)
@@ -257,5 +285,6 @@ class SessionWriter:
         write_json(sidecar, about)
         return path
 
-    def _uri(self, path: Path) -> str:
-        return bids_uri(path, self.bids_dir, self.paths.output_dir)
+    def uri(self, path: Path) -> str:
+        """How a file of the input, the output or a linked data set is named in JSON."""
+        return bids_uri(path, self.bids_dir, self.paths.output_dir, self.links)

@@ -95,10 +95,16 @@ class MergedField:
 
     def at(self, points_mm: np.ndarray) -> np.ndarray:
         """(N, 3) world mm -> (C, N)."""
-        merged = self.fields[0].at(points_mm)
-        for other in self.fields[1:]:
-            merged, _ = merge(merged, other.at(points_mm))
-        return merged
+        return surest([field.at(points_mm) for field in self.fields])
+
+
+def surest(posteriors: Sequence[np.ndarray]) -> np.ndarray:
+    """Posteriors (C, ...) of several contrasts -> per point the whole vector of the surest one, as
+    in `MergedField`."""
+    merged = posteriors[0]
+    for other in posteriors[1:]:
+        merged, _ = merge(merged, other)
+    return merged
 
 
 def slabs(source: PosteriorField, grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:

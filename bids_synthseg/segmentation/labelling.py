@@ -4,11 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bids_synthseg.anatomy.agreement import Evidence, Tally
 from bids_synthseg.anatomy.islands import fill_holes, largest_component, remove_islands
 from bids_synthseg.anatomy.labels import LabelTable
-from bids_synthseg.anatomy.posteriors import fold
+from bids_synthseg.anatomy.posteriors import best_channel, fold
 from bids_synthseg.anatomy.volume import Grid
-from bids_synthseg.segmentation.field import PosteriorField, slabs
+from bids_synthseg.segmentation.field import MergedField, PosteriorField, slabs, surest
+
+CERTAIN_BACKGROUND = 0.99
+"""Where every contrast holds background for more probable than this, none can disagree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +22,10 @@ class LabelledVolume:
     `aseg` holds ids of `aseg_table`, `native` those of the model, and folds to `aseg` exactly;
     `mask` is the filled union of all labels; `hard_mm3`, `soft_mm3` (C,) are volumes of
     `aseg_table` by voxel count and by summed probability; `posteriors` (C, X, Y, Z) of the native
-    labels is kept only on request; `n_islands` counts the voxels that cleaning changed.
+    labels is kept only on request. `confidence` (float32) is the probability of the label taken
+    and `evidence` what the posteriors tell about each label of `aseg_table`, both before cleaning;
+    `disagreement` (bool) is true where the contrasts alone choose different labels of it, None for
+    one contrast; `islands_mm3` (C,) is what cleaning took from each label.
     """
 
     aseg: np.ndarray
@@ -27,39 +34,59 @@ class LabelledVolume:
     aseg_table: LabelTable
     hard_mm3: np.ndarray
     soft_mm3: np.ndarray
-    n_islands: int
+    confidence: np.ndarray
+    evidence: Evidence
+    islands_mm3: np.ndarray
+    disagreement: np.ndarray | None = None
     posteriors: np.ndarray | None = None
 
 
 def label_volume(
     source: PosteriorField, grid: Grid, keep_posteriors: bool = False
 ) -> LabelledVolume:
-    """Fold to aseg, take the most probable label, clean islands; see `LabelledVolume`."""
+    """Fold to aseg, take the most probable label, clean islands; see `LabelledVolume`.
+
+    The two fields of a MergedField are contrasts, and compared.
+    """
     aseg_table, channels = source.table.fold("aseg")
+    contrasts = source.fields if isinstance(source, MergedField) else (source,)
     chosen = np.zeros(grid.shape, dtype=np.int16)
     within = np.zeros(grid.shape, dtype=np.int16)
+    confidence = np.zeros(grid.shape, dtype=np.float32)
+    disagreement = np.zeros(grid.shape, dtype=bool) if len(contrasts) == 2 else None
     soft = np.zeros(len(aseg_table))
+    tally = Tally(len(aseg_table))
     kept = np.zeros((len(channels), *grid.shape), np.float32) if keep_posteriors else None
-    for part, data in slabs(source, grid):
+    for views in zip(*(slabs(field, grid) for field in contrasts), strict=True):
+        part, each = views[0][0], [data for _, data in views]
+        data = surest(each)
         folded = fold(data, channels)
-        chosen[part] = folded.argmax(axis=0)
+        chosen[part], confidence[part] = best_channel(folded)
         within[part] = _member(data, channels, chosen[part])
         soft += folded.reshape(len(folded), -1).sum(axis=1, dtype=np.float64)
         if kept is not None:
             kept[:, part] = data
+        brain = chosen[part] > 0
+        tally.add(folded[:, brain], chosen[part][brain])
+        if disagreement is not None:
+            # Most of a scan is background beyond doubt.
+            doubtful = np.minimum(each[0][0], each[1][0]) < CERTAIN_BACKGROUND
+            alone = [best_channel(fold(one[:, doubtful], channels))[0] for one in each]
+            tally.compare(*alone)
+            disagreement[part][doubtful] = alone[0] != alone[1]
 
     def posterior_at(ijk: np.ndarray) -> np.ndarray:
         return fold(source.at(grid.to_world(ijk)), channels).T
 
-    aseg, n_islands = remove_islands(
+    aseg, _ = remove_islands(
         aseg_table.ids[chosen], grid.voxel_volume_mm3, posterior_at, aseg_table
     )
     # A brain is one piece: what hangs together with it by no face is a mistake elsewhere.
     if aseg.any():
         stray = (aseg > 0) & ~largest_component(aseg > 0)
         aseg[stray] = 0
-        n_islands += int(stray.sum())
     changed = np.argwhere(aseg != aseg_table.ids[chosen])
+    taken = np.bincount(chosen[tuple(changed.T)], minlength=len(aseg_table))
     if len(changed):
         place = tuple(changed.T)
         order = np.argsort(aseg_table.ids)
@@ -73,7 +100,10 @@ def label_volume(
         aseg_table=aseg_table,
         hard_mm3=counts * grid.voxel_volume_mm3,
         soft_mm3=soft * grid.voxel_volume_mm3,
-        n_islands=n_islands,
+        confidence=confidence,
+        evidence=tally.evidence(soft),
+        islands_mm3=taken * grid.voxel_volume_mm3,
+        disagreement=disagreement,
         posteriors=kept,
     )
 

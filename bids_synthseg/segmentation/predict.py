@@ -7,6 +7,7 @@ that the brain's box fills the same part of it as in training.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from bids_synthseg.anatomy.extent import without_far_fluid
@@ -17,6 +18,7 @@ from bids_synthseg.models.checkpoint import Model
 from bids_synthseg.models.inputs import network_input
 from bids_synthseg.segmentation.field import GridField
 from bids_synthseg.segmentation.locate import BrainBox, air_value, box_of, locate
+from bids_synthseg.segmentation.quality import aseg_agreement
 
 BOX_TOLERANCE = 0.06
 """The segmentation's own box may differ from the one it was made in by this fraction."""
@@ -35,13 +37,15 @@ class Segmented:
     """One scan's posteriors on its working grid, and its image there.
 
     `box` is the one the working grid was made for, `passes` how often it took to find it;
-    `warnings` are for the user.
+    `mirror_dice` (C,) is the agreement of the plain and the mirrored pass on the aseg labels, None
+    without the latter; `warnings` are for the user.
     """
 
     field: GridField
     image: Volume
     box: BrainBox
     passes: int
+    mirror_dice: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -72,10 +76,12 @@ def segment(scan: Volume, model: Model, locator: Model, mirror: bool = True) -> 
         # A network sees little of what is cut off: a box that grows has further to grow.
         grows = own.extent_mm.max() > box.extent_mm.max()
         box = own.scaled(GROWTH) if grows else own
+    mirror_dice = None
     if mirror:
         twin = posteriors_of(working, model, mirrored=True)
+        mirror_dice = aseg_agreement(field, twin)
         field = GridField((field.data + twin.data) / 2, field.grid, field.table)
-    return Segmented(field, working, box, passes, tuple(warnings))
+    return Segmented(field, working, box, passes, mirror_dice, tuple(warnings))
 
 
 def working_volume(scan: Volume, box: BrainBox, model: Model) -> Volume:
