@@ -10,7 +10,7 @@ COPY constraints.txt ./
 RUN /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt --no-deps \
     ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} torch==2.13.0
 COPY . .
-RUN /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[demo,figure,train]"
+RUN /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[demo,report,train]"
 
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="bids_synthseg" \

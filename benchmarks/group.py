@@ -3,8 +3,8 @@
     python benchmarks/group.py [SESSIONS] [FOLDER]
 
 2,000 sessions unless told otherwise, two to a subject, each with volumes in space T1w and T2w.
-Brains grow as infants' do, one in a hundred is far off, one in fifty sessions failed. With FOLDER
-the data set and its derivatives stay there, to look at the page.
+Brains grow as infants' do, one in a hundred is far off, one in fifty sessions failed, one in ten
+has doubtful quality. With FOLDER the data set and its derivatives stay there, to look at the page.
 """
 
 import json
@@ -20,6 +20,7 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.dataset import write_dataset_files
 from bids_synthseg.bids.derivatives import SessionPaths
 from bids_synthseg.bids.group import write_group
+from bids_synthseg.bids.quality import MEASURES, Quality
 from bids_synthseg.bids.tables import format_table, volume_columns
 
 FAILED = "out of memory on the GPU and on the CPU; give the job 8 GB"
@@ -34,6 +35,19 @@ def write(path: Path, text: str) -> None:
 def brain_ml(months: float) -> float:
     """A curve of about the right shape, for this benchmark only."""
     return 380 + 750 * (1 - math.exp(-months / 9))
+
+
+def quality(rng: np.random.Generator, warnings: list[str]) -> Quality:
+    """Numbers that mean nothing, and the verdict that they might have given."""
+    measures = dict(zip(MEASURES, rng.uniform(0, 1, len(MEASURES)).tolist(), strict=True))
+    draw = rng.random()
+    if draw < 0.02:
+        reason = f"predicted Dice {measures['predicted_dice']:.2f} is below 0.70"
+        return Quality("fail", (reason, *warnings), measures)
+    if draw < 0.1 or warnings:
+        reason = "the volume of the brain is 3.1 standard deviations above that of its age"
+        return Quality("check", tuple(warnings) or (reason,), measures)
+    return Quality("pass", (), measures)
 
 
 def write_inputs(raw: Path, out: Path, n_sessions: int) -> None:
@@ -64,7 +78,8 @@ def write_inputs(raw: Path, out: Path, n_sessions: int) -> None:
             for space in ("T1w", "T2w"):
                 write(paths.file("volumes", ".tsv", space=space, desc="aseg"), text)
             warnings = ["the brain touches the edge of the image"] if rng.random() < 0.03 else []
-            write(paths.record, json.dumps({"Signature": "0" * 64, "Warnings": warnings}))
+            record = {"Warnings": warnings, "Quality": quality(rng, warnings).record()}
+            write(paths.record, json.dumps({"Signature": "0" * 64} | record))
             write(paths.report, f"<p>Report of {paths.label}")
         sessions = raw / f"sub-{subject:04d}" / f"sub-{subject:04d}_sessions.tsv"
         write(sessions, "\n".join(ages) + "\n")

@@ -5,24 +5,23 @@ from pathlib import Path
 import numpy as np
 
 from bids_synthseg.anatomy.labels import LabelTable
-from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.bids.report_figures import PLANES, slice_positions
+from bids_synthseg.errors import BadData
 from bids_synthseg.nifti import read_labels, read_scan
 from bids_synthseg.storage import atomic_file
 
 _SLICES = 4
 _OPACITY = 0.45
-# Plane: axis of the slices, and what is left, right, down and up in a panel. In canonical (RAS+)
-# order the first axis runs from the subject's left to the right.
-_PLANES = (("axial", 2, "LRPA"), ("coronal", 1, "LRIS"), ("sagittal", 0, "PAIS"))
 
 
 def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str = "") -> Path:
     """Write the mosaic as PNG; returns its path.
 
     Both files are brought to canonical orientation; the left of a panel is the left of the subject,
-    and the picture says so. Raises BadData where the grids differ, UsageProblem where matplotlib is
-    not installed.
+    and the picture says so. Raises BadData where the grids differ.
     """
+    from matplotlib.figure import Figure  # slow to load
+
     scan, segmentation = read_scan(image_path), read_labels(labels_path)
     if not scan.volume.grid.same_as(segmentation.volume.grid):
         raise BadData(f"{labels_path}: lies on another grid than {image_path}; give its own image")
@@ -30,19 +29,14 @@ def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str 
     labels = reorientation.apply(segmentation.volume.data)
     if not labels.any():
         raise BadData(f"{labels_path}: holds no label but background; nothing to show")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageProblem(
-            "figures need matplotlib; install it with: pip install 'bids_synthseg[figure]'"
-        ) from error
     colours = _overlay(_grey(volume.data), labels)
     figure = Figure(figsize=(12, 9.6), facecolor="black", layout="constrained")
     axes = figure.subplots(3, _SLICES)
     size_mm = volume.grid.voxel_size_mm
-    for row, (_, axis, ends) in zip(axes, _PLANES, strict=True):
+    for row, (_, axis, ends) in zip(axes, PLANES, strict=True):
         across, up = (other for other in range(3) if other != axis)
-        for panel, position in zip(row, slice_positions(labels, axis), strict=True):
+        positions = slice_positions(labels != 0, axis, _SLICES)
+        for panel, position in zip(row, positions, strict=True):
             # (X, Y, 3) with x across becomes rows of y, drawn from below.
             panel.imshow(
                 np.take(colours, position, axis).swapaxes(0, 1),
@@ -62,18 +56,6 @@ def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str 
     with atomic_file(picture) as stream:
         figure.savefig(stream, format="png", dpi=110, facecolor="black")
     return picture
-
-
-def slice_positions(labels: np.ndarray, axis: int) -> list[int]:
-    """Where to cut: evenly through the labelled part of the axis, its two ends left out.
-
-    An even number of cuts never falls on the plane between the hemispheres.
-    """
-    others = tuple(other for other in range(3) if other != axis)
-    inside = np.flatnonzero(labels.any(axis=others))
-    first, last = int(inside[0]), int(inside[-1])
-    fractions = np.linspace(0, 1, _SLICES + 2)[1:-1]
-    return [round(first + fraction * (last - first)) for fraction in fractions]
 
 
 def _grey(data: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def test_a_bare_age_has_the_unit_that_the_json_tells(bids_tree, units, months):
         (("participant_id age_years", "sub-01 89+"), {}, "'89+' is not a number"),
         (("participant_id age_months", "sub-01 nan"), {}, "'nan' is not a number"),
         (("participant_id age_months", "sub-01 -1"), {}, "age_months -1 is negative"),
-        (("participant_id age_months", "sub-01 3 4"), {}, "row 2 has not as many cells"),
+        (("participant_id age_months", "sub-01 3 4"), {}, "line 2 has 3 cell(s), the header 2"),
         (("participant_id age_weeks age", "sub-01 x 4"), {}, "age_weeks 'x'"),
     ],
 )

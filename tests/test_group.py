@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,7 +16,8 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.ages import Age
 from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, Space
 from bids_synthseg.bids.group import write_group
-from bids_synthseg.bids.group_page import Axis, draw_scatters, page
+from bids_synthseg.bids.group_page import KINDS, Axis, Row, draw_scatters, page
+from bids_synthseg.bids.quality import MEASURES, VERDICTS, Quality
 from bids_synthseg.bids.results import Result, Volume, read_results
 from bids_synthseg.errors import InputMissing, UsageProblem
 
@@ -30,7 +33,7 @@ def status(out, subject, session=None, status="done", message="n/a", seconds="20
 
 
 def segmented(raw, out, subject, session=None, *, mm3=1000.0, spaces=("T1w",), warnings=(),
-              finished=True):  # fmt: skip
+              finished=True, quality=None):  # fmt: skip
     """What level participant leaves of a session, but for images; every structure has `mm3`."""
     paths = SessionPaths(out, subject, session)
     writer = SessionWriter(paths, raw, config_sha256="c", weights_sha256="w")
@@ -39,7 +42,8 @@ def segmented(raw, out, subject, session=None, *, mm3=1000.0, spaces=("T1w",), w
     for space in spaces:
         writer.write_volumes(Space(space, None, ()), TABLE, volumes, volumes + 0.5)
     if finished:
-        writer.finish("s" * 64, {"Warnings": list(warnings)})
+        judged = {"Quality": quality.record()} if isinstance(quality, Quality) else quality or {}
+        writer.finish("s" * 64, {"Warnings": list(warnings)} | judged)
     return paths
 
 
@@ -99,13 +103,64 @@ def test_quality(raw, out):
     first, second = rows_of(out / "group_qc.tsv")
     assert first == {
         "participant_id": "sub-01", "session_id": "n/a", "age_months": "3", "age_weeks_pma": "n/a",
-        "status": "done", "brain_mm3": str(1000 * N_LABELS), "warnings": "2", "seconds": "20",
-        "message": "the sform is odd; cut off", "report": "sub-01.html",
+        "status": "done", "verdict": "n/a", "reasons": "n/a", "brain_mm3": str(1000 * N_LABELS),
+        "warnings": "2", "seconds": "20", "message": "the sform is odd; cut off",
+        "report": "sub-01.html", **{name: "n/a" for name in MEASURES},
     }  # fmt: skip
     assert second["status"] == "failed" and second["seconds"] == "1.5"
     assert second["message"] == "sub-02_ses-a: cannot be read; fetch it"
     assert second["brain_mm3"] == second["report"] == "n/a"
     assert list(json.loads((out / "group_qc.json").read_text())) == list(first)
+
+
+WORRIES = Quality(
+    "check", ("asked\nto look", "cut off"), {"predicted_dice": 0.71, "volume_z": None}
+)
+
+
+def test_verdicts_and_all_measures(raw, out):
+    segmented(raw, out, "01", quality=WORRIES)
+    segmented(raw, out, "02", quality=Quality("pass", (), {"predicted_dice": 0.912345}))
+    write_group(raw, out)
+    first, second = rows_of(out / "group_qc.tsv")
+    assert (first["verdict"], first["reasons"]) == ("check", "asked to look; cut off")
+    assert (second["verdict"], second["reasons"]) == ("pass", "n/a")
+    assert (first["predicted_dice"], first["volume_z"]) == ("0.71", "n/a")
+    assert (second["predicted_dice"], second["volume_z"]) == ("0.9123", "n/a")
+    about = json.loads((out / "group_qc.json").read_text())
+    assert list(about) == list(first)
+    assert set(MEASURES) <= set(first)
+    assert about["brain_ml"] == MEASURES["brain_ml"]
+    assert list(about["verdict"]["Levels"]) == list(VERDICTS)
+
+
+def test_the_age_is_that_of_the_tables_now(raw, out):
+    segmented(raw, out, "01", quality=Quality("pass", (), {"age_weeks_pma": 99.0}))
+    write_group(raw, out)
+    [row] = rows_of(out / "group_qc.tsv")
+    assert (row["age_months"], row["age_weeks_pma"]) == ("3", "n/a")
+
+
+@pytest.mark.parametrize("record", [{}, {"Quality": "fine"}, {"Quality": {"Verdict": "good"}}])
+def test_outputs_that_were_not_judged(raw, out, record):
+    segmented(raw, out, "01", quality=record)
+    assert only(out).quality is None and only(out).status == "done"
+    assert Row.of(only(out)).kind == "not judged"
+
+
+def test_a_session_that_is_not_finished_has_no_quality(raw, out):
+    path = segmented(raw, out, "01", quality=WORRIES).record
+    assert only(out).quality == WORRIES
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"Signature": None}))
+    assert only(out).quality is None and only(out).status == "unfinished"
+
+
+def test_soft_volumes_of_an_edited_segmentation_are_not_available(raw, out):
+    path = segmented(raw, out, "01").file("volumes", ".tsv", space="T1w", desc="aseg")
+    path.write_text("index\tname\tvolume_mm3\tvolume_soft_mm3\n24\tCSF\t7\tn/a\n")
+    write_group(raw, out)
+    [row] = rows_of(out / "group_volumes.tsv")
+    assert (row["CSF"], row["CSF_soft"]) == ("7", "n/a")
 
 
 def only(out):
@@ -140,7 +195,9 @@ def test_what_became_of_a_session(raw, out, said, finished, expected, counts):
 def test_volumes_that_went_away_or_broke(raw, out):
     path = segmented(raw, out, "01").file("volumes", ".tsv", space="T1w", desc="aseg")
     status(out, "01")
-    for text in ("name\tvolume\nCSF\t3\n", path.read_text().replace("\t1000\t", "\tn/a\t", 1)):
+    whole = path.read_text()
+    ragged = whole.replace("\t1000\t", "\t", 1)
+    for text in ("name\tvolume\nCSF\t3\n", ragged, whole.replace("\t1000\t", "\tn/a\t", 1)):
         path.write_text(text)
         assert only(out).status == "incomplete" and str(path) in only(out).message
     path.unlink()
@@ -273,6 +330,18 @@ def test_every_session_is_drawn_once_on_the_scale_of_its_age():
     assert "No age is known" in html and "<svg" not in html
 
 
+def headings(results, ages):
+    text = page("A group", results, {r.key: age for r, age in zip(results, ages, strict=True)})
+    return re.findall(r'<button type="button">(age.*?)</button>', text)
+
+
+def test_ages_have_a_column_where_one_is_known():
+    results = [result(k, 400) for k in range(2)]
+    assert headings(results, [Age(months=0.0), Age()]) == ["age, months"]
+    assert headings(results, [Age(1, 41), Age()]) == ["age, weeks pma", "age, months"]
+    assert headings(results, [Age(), Age()]) == []
+
+
 def test_names_in_the_picture_do_not_hide_each_other():
     results, ages = group_of(40, None)
     results[5] = result(5, 222)
@@ -303,14 +372,16 @@ EVIL = '<img src=x onerror="alert(1)">&'
 
 def test_all_that_comes_from_data_is_escaped(raw, out):
     (raw / "dataset_description.json").write_text(json.dumps({"Name": EVIL, "BIDSVersion": "1"}))
-    segmented(raw, out, "01", warnings=[EVIL, "</script><script>alert(1)</script>"])
+    warnings = [EVIL, "</script><script>alert(1)</script>"]
+    segmented(raw, out, "01", warnings=warnings, quality=Quality("fail", (f"why {EVIL}",), {}))
     status(out, EVIL.replace("/", ""), status="failed", message=EVIL)
     write_group(raw, out)
     html = Page((out / "group.html").read_text(encoding="utf-8"))
     assert not html.all("img") and len(html.all("script")) == 1
     assert not [name for _, attributes in html.tags for name in attributes if name[:2] == "on"]
-    assert "".join(html.words).count(EVIL) >= 3  # title, heading, reason
-    assert all(re.match(r"(group_\w+\.tsv|sub-|logs/sub-)", link) for link in html.links)
+    # Title, heading; a reason, a warning, and the message in both tables.
+    assert "".join(html.words).count(EVIL) >= 6
+    assert all(re.match(r"(group_\w+\.tsv|sub-|logs/sub-|#)", link) for link in html.links)
 
 
 def test_the_page_asks_for_nothing_outside_itself(raw, out):
@@ -325,18 +396,93 @@ def test_the_page_asks_for_nothing_outside_itself(raw, out):
     assert "url(" not in text and "@import" not in text and "fetch(" not in text
     [policy] = [m["content"] for m in html.all("meta") if "http-equiv" in m]
     assert policy.startswith("default-src 'none';")
-    assert all((out / link).is_file() for link in html.links), html.links
-    assert {"sub-01.html", "logs/sub-02.log"} <= set(html.links)
+    outside = [link for link in html.links if link[0] != "#"]
+    assert all((out / link).is_file() for link in outside), outside
+    assert {"sub-01.html", "logs/sub-02.log"} <= set(outside)
 
 
 def test_every_cell_sorts_by_its_number(raw, out):
     segmented(raw, out, "01", mm3=1000.0)
-    segmented(raw, out, "02", mm3=200.0)
+    segmented(raw, out, "02", mm3=200.0, quality=WORRIES)
     write_group(raw, out)
     html = Page((out / "group.html").read_text(encoding="utf-8"))
     values = [float(cell["data-value"]) for cell in html.all("td") if "data-value" in cell]
-    # Age (of sub-01 alone), brain in ml, warnings.
-    assert values == [3, N_LABELS, 0, N_LABELS / 5, 0]
+    # What needs a look comes first. Urgency, reasons; predicted Dice; age; brain in ml.
+    checked, not_judged = list(KINDS).index("check"), list(KINDS).index("not judged")
+    assert values == [checked, 2, 0.71, N_LABELS / 5, not_judged, 0, 3, N_LABELS]
+
+
+def row_of(number, status="done", message="", verdict=None, reasons=(), warnings=()):
+    quality = verdict and Quality(verdict, tuple(reasons), {})
+    return Row.of(
+        Result(str(number), None, status, message, quality=quality, warnings=tuple(warnings))
+    )
+
+
+def test_every_session_is_of_one_kind_with_its_reasons():
+    rows = [
+        row_of(0, "failed", "no brain found"),
+        row_of(1, "failed", "full disk", verdict="pass"),
+        row_of(2, verdict="fail", reasons=["blurred", "half a brain"], warnings=["half a brain"]),
+        row_of(3, verdict="check", reasons=["odd"], warnings=["a shear"]),
+        row_of(4, warnings=["a shear"]),
+        row_of(5, verdict="pass"),
+    ]
+    kinds = ["not done", "not done", "fail", "check", "not judged", "pass"]
+    assert [row.kind for row in rows] == kinds
+    assert [row.urgency for row in rows] == [0, 0, 1, 2, 3, 4]
+    assert [row.reasons for row in rows] == [
+        ("no brain found",),
+        ("full disk",),
+        ("blurred", "half a brain"),
+        ("odd", "a shear"),
+        ("a shear",),
+        (),
+    ]
+    assert set(VERDICTS) < set(KINDS)
+
+
+def page_of_kinds(folder):
+    """A page of two sessions to check, one failure and three that pass, in this order of names."""
+    verdicts = ["pass", "check", "pass", "fail", "check", "pass"]
+    results = [
+        Result(str(k), None, "done", quality=Quality(verdict, (), {}), report=f"sub-{k}.html")
+        for k, verdict in enumerate(verdicts)
+    ]
+    path = folder / "group.html"
+    path.write_text(page("Kinds", results, {one.key: Age() for one in results}), encoding="utf-8")
+    return path
+
+
+def test_failures_come_first_and_each_kind_can_be_chosen(tmp_path):
+    html = Page(page_of_kinds(tmp_path).read_text(encoding="utf-8"))
+    rows = [row["data-kind"] for row in html.all("tr") if "data-kind" in row]
+    assert rows == ["fail", "check", "check", "pass", "pass", "pass"]
+    assert [link for link in html.links if link.startswith("sub-")] == [
+        f"sub-{k}.html" for k in (3, 1, 4, 0, 2, 5)
+    ]
+    choices = [radio["value"] for radio in html.all("input") if radio["type"] == "radio"]
+    assert choices == ["all", "fail", "check", "pass"]  # no choice that would show nothing
+    assert [f"#{choice}" for choice in choices] == [
+        link for link in html.links if link[0] == "#" and link != "#volumes"
+    ]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_shows_the_kind_that_the_address_names(tmp_path):
+    address = page_of_kinds(tmp_path).as_uri() + "#check"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        [*command, profile, address], capture_output=True, text=True, timeout=60, check=True
+    )
+    rows = re.findall(r"<tr data-kind=\"\w+\"( hidden=\"\")?>.*?sub-(\d)<", done.stdout, re.S)
+    assert sorted(number for _, number in rows) == list("012345")
+    assert [number for hidden, number in rows if not hidden] == ["1", "4"]
+    assert ">2 of 6</output>" in done.stdout
 
 
 def test_the_same_input_gives_the_same_page(raw, out):

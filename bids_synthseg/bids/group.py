@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bids_synthseg.bids.ages import Age, read_ages
 from bids_synthseg.bids.dataset import prepare_output
-from bids_synthseg.bids.group_page import page
+from bids_synthseg.bids.group_page import KINDS, page
+from bids_synthseg.bids.quality import MEASURES, VERDICTS
 from bids_synthseg.bids.query import read_description
 from bids_synthseg.bids.results import STATUSES, Result, read_results
 from bids_synthseg.bids.sessions import Key
@@ -33,10 +34,18 @@ _AGES = {
 _BRAIN = (
     "Volume of all structures together: that of the brain mask, but for holes that the mask fills"
 )
+# Ages are those of the tables now, not those that the session was judged with.
+_MEASURES = {name: about for name, about in MEASURES.items() if name not in _AGES}
 _QC = {
     **_WHO,
     **_AGES,
     "status": {"Description": "What became of the session", "Levels": STATUSES},
+    "verdict": {
+        "Description": "What the quality measures say of the result; n/a where an older version, "
+        "which did not judge, made it",
+        "Levels": {verdict: KINDS[verdict] for verdict in VERDICTS},
+    },
+    "reasons": {"Description": "Why the verdict is not pass"},
     "brain_mm3": {"Description": f"{_BRAIN}; in space T1w, else T2w", "Units": "mm^3"},
     "warnings": {"Description": "Number of warnings of the run that finished the session"},
     "seconds": {
@@ -45,6 +54,7 @@ _QC = {
     },
     "message": {"Description": "Why it is not done, or else the warnings"},
     "report": {"Description": "The page of the session, relative to this table"},
+    **_MEASURES,
 }
 
 
@@ -116,18 +126,28 @@ def volumes_table(
 
 
 def qc_table(results: Sequence[Result], ages: dict[Key, Age]) -> dict[str, list]:
-    """One row per session, whatever became of it."""
+    """One row per session, whatever became of it; after the verdict come all its measures."""
+    judged = [result.quality for result in results]
     return {
         **_who(results, ages),
         "status": [result.status for result in results],
+        "verdict": [quality and quality.verdict for quality in judged],
+        "reasons": [_sentence(quality.reasons) if quality else None for quality in judged],
         "brain_mm3": [result.brain_mm3(result.space) for result in results],
         "warnings": [len(result.warnings) for result in results],
         "seconds": [result.seconds for result in results],
-        "message": [
-            " ".join((result.message or "; ".join(result.warnings)).split()) for result in results
-        ],
+        "message": [result.message or _sentence(result.warnings) for result in results],
         "report": [result.report for result in results],
+        **{
+            name: [quality.measures.get(name) if quality else None for quality in judged]
+            for name in _MEASURES
+        },
     }
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    """On one line, whatever a part holds."""
+    return " ".join("; ".join(parts).split())
 
 
 def _who(results: Sequence[Result], ages: dict[Key, Age]) -> dict[str, list]:

@@ -12,19 +12,67 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bids_synthseg import __version__
 from bids_synthseg.bids.ages import Age
 from bids_synthseg.bids.outliers import LIMIT_SD, SMALLEST_GROUP, Trend, fit_trend
-from bids_synthseg.bids.results import STATUSES, Result
+from bids_synthseg.bids.results import Result
 from bids_synthseg.bids.sessions import Key
+
+KINDS = {
+    "not done": "no result, or not that of the last run",
+    "fail": "the result is most likely of no use",
+    "check": "look at the report before the result is used",
+    "not judged": "made by a version that did not judge",
+    "pass": "nothing was found",
+}
+"""What to do about a session, the most urgent first: every session is of one kind."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What an age is counted in: in the picture, in the table, and out of an Age."""
+
+    title: str
+    heading: str
+    of: Callable[[Age], float | None]
+
 
 # A session is drawn on the first scale on which its age is known: for fetuses and newborns, who are
 # all of about the same age since birth, time since conception tells more.
-SCALES: dict[str, Callable[[Age], float | None]] = {
-    "Age in weeks since the last menstrual period": lambda age: age.weeks_pma,
-    "Age in months since birth": lambda age: age.months,
-}
+SCALES = (
+    Scale("Age in weeks since the last menstrual period", "age, weeks pma", lambda a: a.weeks_pma),
+    Scale("Age in months since birth", "age, months", lambda a: a.months),
+)
 _WIDTH, _HEIGHT = 860, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 52
 _TICKS = 8
 _LETTER, _LINE, _GAP = 6.5, 13.0, 9.0  # of a name in the picture; pixels, about
+
+
+@dataclass(frozen=True)
+class Row:
+    """One session in the table of all; `kind` is one of KINDS, `reasons` tell why."""
+
+    result: Result
+    kind: str
+    reasons: tuple[str, ...]
+    predicted_dice: float | None
+
+    @staticmethod
+    def of(result: Result) -> "Row":
+        """The row of a session."""
+        quality = result.quality
+        kind = quality.verdict if quality else "not judged"
+        said = [result.message] if result.message else []
+        said += [*(quality.reasons if quality else ()), *result.warnings]
+        return Row(
+            result,
+            kind if result.status == "done" else "not done",
+            tuple(dict.fromkeys(said)),  # warnings may be among the reasons
+            quality.measures.get("predicted_dice") if quality else None,
+        )
+
+    @property
+    def urgency(self) -> int:
+        """Place of its kind among KINDS."""
+        return list(KINDS).index(self.kind)
 
 
 @dataclass(frozen=True)
@@ -133,12 +181,15 @@ def page(title: str, results: Sequence[Result], ages: dict[Key, Age]) -> str:
         lstrip_blocks=True,
     )
     scatters = draw_scatters(results, ages)
+    rows = sorted(map(Row.of, results), key=lambda row: row.urgency)
     return environment.get_template("group.html").render(
         title=title,
         version=__version__,
-        results=results,
+        rows=rows,
+        of_kind={kind: [row for row in rows if row.kind == kind] for kind in KINDS},
+        kinds=KINDS,
         ages=ages,
-        statuses=STATUSES,
+        scales=[s for s in SCALES if any(s.of(age) is not None for age in ages.values())],
         scatters=scatters,
         points={point.result.key: point for scatter in scatters for point in scatter.points},
         size={"width": _WIDTH, "height": _HEIGHT},
@@ -149,10 +200,10 @@ def page(title: str, results: Sequence[Result], ages: dict[Key, Age]) -> str:
 
 def draw_scatters(results: Sequence[Result], ages: dict[Key, Age]) -> list[Scatter]:
     """One picture for every scale of age on which a session with volumes is drawn."""
-    chosen: dict[str, list[tuple[Result, float, float]]] = {title: [] for title in SCALES}
+    chosen: dict[str, list[tuple[Result, float, float]]] = {scale.title: [] for scale in SCALES}
     for result in results:
         brain_mm3 = result.brain_mm3(result.space)
-        known = ((title, of(ages[result.key])) for title, of in SCALES.items())
+        known = ((scale.title, scale.of(ages[result.key])) for scale in SCALES)
         title, age = next((one for one in known if one[1] is not None), (None, None))
         if title is not None and age is not None and brain_mm3 is not None:
             chosen[title].append((result, age, brain_mm3 / 1000))

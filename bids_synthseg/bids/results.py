@@ -1,7 +1,8 @@
-"""What level participant left of every session: status, warnings and volumes. No image is opened.
+"""What level participant left of every session: status, quality, volumes. No image is opened.
 
 A session is known by its row in `logs/status*.tsv`, its record `logs/sub-*.json` or its volumes.
-Its volumes count where the record carries the mark of completion, or where there is no record.
+Its volumes count where the record carries the mark of completion, or where there is no record; its
+quality is told by the record alone.
 """
 
 import logging
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_synthseg.bids.derivatives import SessionPaths
-from bids_synthseg.bids.query import CONTRASTS
-from bids_synthseg.bids.reading import NOT_AVAILABLE, read_object, read_rows
+from bids_synthseg.bids.quality import Quality
+from bids_synthseg.bids.reading import read_object
+from bids_synthseg.bids.scans import CONTRASTS
 from bids_synthseg.bids.sessions import Key, session_label, session_order
+from bids_synthseg.bids.tables import VOLUME_COLUMNS
 from bids_synthseg.errors import BadData
+from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 
 STATUSES = {
     "done": "finished, by the last run or one before",
@@ -34,20 +38,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Volume:
-    """Volume of one structure by voxel count and by summed probability."""
+    """Volume of one structure by voxel count and by summed probability, None without posteriors."""
 
     index: int
     hard_mm3: float
-    soft_mm3: float
+    soft_mm3: float | None
 
 
 @dataclass(frozen=True)
 class Result:
     """One session; `status` is one of STATUSES, `message` its reason ("" where there is none).
 
-    seconds: of the run that made it, None if not known; warnings: those of that run; volumes:
-    space ("T1w", "T2w") -> structure -> volume, {} where none can be trusted; report, log: names
-    of these files in the output, None where there is none.
+    seconds: of the run that made it, None if not known; warnings: those of that run; quality: None
+    in outputs of versions that did not judge; volumes: space ("T1w", "T2w") -> structure -> volume,
+    {} where none can be trusted; report, log: names of these files in the output, None where there
+    is none.
     """
 
     subject: str
@@ -56,6 +61,7 @@ class Result:
     message: str = ""
     seconds: float | None = None
     warnings: tuple[str, ...] = ()
+    quality: Quality | None = None
     volumes: dict[str, dict[str, Volume]] | None = None
     report: str | None = None
     log: str | None = None
@@ -95,30 +101,34 @@ def read_results(output_dir: Path) -> list[Result]:
 def _result(paths: SessionPaths, row: dict[str, str]) -> Result:
     problem = ""
     record: dict | None = None
-    volumes = {}
+    volumes: dict[str, dict[str, Volume]] = {}
+    quality = None
     try:
         record = read_object(paths.record) if paths.record.is_file() else None
         if record is None or record.get("Signature"):
             volumes = _volumes(paths)
+            quality = Quality.of(record.get("Quality")) if record else None
     except BadData as error:
         problem = f"{error}; or run the session again with --overwrite"
-    status, message = _verdict(row, record, bool(volumes), problem)
+    status, message = _status(row, record, bool(volumes), problem)
     warnings = record.get("Warnings") if record else None
+    # Of a session that was done already, the time of finding that out is no news.
+    timed = row.get("status") in ("done", "failed", "interrupted")
     return Result(
         subject=paths.subject,
         session=paths.session,
         status=status,
         message=" ".join(message.split()),
-        # Of a session that was done already, the time of finding that out is no news.
-        seconds=_seconds(row) if row.get("status") in ("done", "failed", "interrupted") else None,
+        seconds=_number(row.get("seconds")) if timed else None,
         warnings=tuple(map(str, warnings)) if isinstance(warnings, list) else (),
+        quality=quality,
         volumes=volumes,
         report=paths.report.name if paths.report.is_file() else None,
         log=f"logs/{paths.log.name}" if paths.log.is_file() else None,
     )
 
 
-def _verdict(
+def _status(
     row: dict[str, str], record: dict | None, has_volumes: bool, problem: str
 ) -> tuple[str, str]:
     """One of STATUSES, and the reason in words."""
@@ -143,15 +153,15 @@ def _volumes(paths: SessionPaths) -> dict[str, dict[str, Volume]]:
     found = {}
     for space in CONTRASTS:
         path = paths.file("volumes", ".tsv", space=space, desc="aseg")
-        rows = read_rows(path)
+        rows = read_rows(path, *VOLUME_COLUMNS)
         try:
             volumes = {
                 row["name"]: Volume(
-                    int(row["index"]), float(row["volume_mm3"]), float(row["volume_soft_mm3"])
+                    int(row["index"]), float(row["volume_mm3"]), _number(row["volume_soft_mm3"])
                 )
                 for row in rows
             }
-        except (KeyError, ValueError) as error:
+        except ValueError as error:
             raise BadData(f"{path}: not a table of volumes ({error}); mend it") from error
         if any(not math.isfinite(volume.hard_mm3) for volume in volumes.values()):
             raise BadData(f"{path}: holds a volume that is not a number; mend it")
@@ -166,15 +176,14 @@ def _status_rows(logs: Path) -> dict[Key, dict[str, str]]:
     found = {}
     for table in tables:
         try:
-            rows = read_rows(table)
-            for row in rows:
+            for row in read_rows(table, "subject", "session", "status"):
                 session = row["session"].removeprefix("ses-")
                 key = row["subject"].removeprefix("sub-"), None if session == "n/a" else session
                 if any("/" in part for part in key if part):
                     raise BadData(f"{table}: {'_'.join(map(str, key))} is no session; mend it")
                 found[key] = row
-        except (BadData, KeyError) as problem:
-            logger.warning("%s; what else it says is left out", f"{table}: {problem}")
+        except BadData as problem:
+            logger.warning("%s; what else it says is left out", problem)
     return found
 
 
@@ -191,8 +200,9 @@ def _segmented(output_dir: Path) -> Iterator[Key]:
         yield subject[4:], session[0][4:] if session else None
 
 
-def _seconds(row: dict[str, str]) -> float | None:
+def _number(cell: str | None) -> float | None:
+    """None for "n/a" and all else that is no number."""
     try:
-        return float(row["seconds"])
-    except (KeyError, ValueError):
+        return float(cell or "")
+    except ValueError:
         return None

@@ -38,7 +38,7 @@ def preview_sheet(
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        log.info("no preview of samples: matplotlib is missing (bids_synthseg[figure])")
+        log.info("no preview of samples: matplotlib is missing")
         return False
     strips = [(one.title, _strip(one)) for one in paint(maps, config, n, config.seed, donors)]
     rows = -(-n // COLUMNS)
