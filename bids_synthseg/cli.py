@@ -148,7 +148,8 @@ EPILOG = (
 @click.option("--split-file", type=click.Path(path_type=Path), metavar="TSV",
               help="Training: columns participant_id and split (training, validation or none).")
 @click.option("--init-from", metavar="FILE|shipped",
-              help="Training: start from this model, whatever its labels.")
+              help="Training: start from this model, whatever its labels; without --config with "
+                   "its own architecture.")
 @click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
               help="Training: stop after so many minutes, with a checkpoint.")
 @click.option("--checkpoint-piece-mib", type=click.IntRange(min=1), metavar="N",
@@ -288,7 +289,9 @@ def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     if given["random_seed"] is not None:
         config = replace(config, seed=given["random_seed"])
     if given["init_from"]:
-        config = replace(config, init_from=given["init_from"])
+        # Who names no configuration wants the model to go on as it is.
+        keep = config.keep_network or not given["config"]
+        config = replace(config, init_from=given["init_from"], keep_network=keep)
     sources = Sources(
         folders=[bids_dir, *named_paths(given["derivatives"]).values()],
         validation=given["validation"],

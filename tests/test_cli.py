@@ -350,6 +350,7 @@ def test_a_preset_may_say_where_to_begin(raw, tmp_path, pipeline, training):
     out = tmp_path / "out"
     arguments = [raw, out, "participant", "--train", "--config", "adult-to-infant"]
     assert call(*arguments) == 0 and training["config"].init_from == "shipped"
+    assert training["config"].keep_network
     assert call(*arguments, "--init-from", "own.safetensors") == 0
     assert training["config"].init_from == "own.safetensors"
 

@@ -13,6 +13,7 @@ from training_samples import sphere
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.learning.config import TrainConfig, presets, read_config
+from bids_synthseg.learning.start import settled
 from bids_synthseg.learning.transfer import start_network
 from bids_synthseg.models.checkpoint import load_model
 from bids_synthseg.models.heads import Head
@@ -92,12 +93,16 @@ def test_a_preset_renders_a_sample(name):
         assert len(classes.unique()) >= 5
 
 
-def test_transfer_fits_the_shipped_weights():
-    config = read_config("adult-to-infant")
+def test_transfer_goes_on_with_the_shipped_network():
+    preset = read_config("adult-to-infant")
+    head = Head(LabelTable.default(), preset.head)
+    config = settled(preset, head)
     with as_file(files("bids_synthseg.weights") / "segmentation.safetensors") as path:
         model = load_model(path)
-    found = start_network(model, config.network, Head(LabelTable.default(), config.head))
-    assert config.init_from == "shipped" and not found.fresh and not found.dropped
+    found = start_network(model, config.network, head)
+    assert preset.init_from == "shipped" and not found.fresh and not found.dropped
+    assert config.network.features == model.network.config.features
+    assert (config.shape, config.fill) == (model.shape, model.fill)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from bids_synthseg.learning.start import (
     empty_state,
     first_state,
     grown_state,
+    settled,
     stage_of,
 )
 from bids_synthseg.learning.states import restore_state, save_state
@@ -215,3 +216,24 @@ class TestModelsToStartFrom:
         state, _ = first(tiny_config(network=FINE, init_from=str(model(FINE)), freeze=("coarse",)))
         learning = {name for name, v in state.network.named_parameters() if v.requires_grad}
         assert learning and {name.split(".")[1] for name in learning} == {"0"}
+
+
+class TestArchitectureThatIsKept:
+    def test_it_is_that_of_the_model(self, model):
+        path = model(replace(COARSE, stem=True, evidence=20))
+        config = tiny_config(
+            network=FINE, init_from=str(path), keep_network=True, finest_rate=8.0, coarse_steps=2
+        )
+        kept = settled(config, HEAD)
+        assert kept.network.features == COARSE.features and kept.network.stem
+        assert kept.network.evidence == HEAD.n_classes
+        assert (kept.finest_rate, kept.coarse_steps, kept.keep_network) == (1.0, 0, False)
+        assert kept.shape == load_model(path).shape
+
+    def test_else_nothing_changes(self):
+        config = tiny_config(network=FINE)
+        assert settled(config, HEAD) is config
+
+    def test_it_needs_a_model(self):
+        with pytest.raises(ValueError, match="keep_network needs init_from"):
+            tiny_config(network=FINE, keep_network=True)

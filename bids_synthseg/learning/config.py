@@ -50,7 +50,8 @@ class TrainConfig:
     network.
 
     The rest: `seed` of everything random; `init_from`: a model file to start from, "shipped" for
-    the weights that come with this version; `checkpoint_minutes`, `validate_minutes`: how often;
+    the weights that come with this version; `keep_network`: with its architecture and working grid,
+    in one stage, whatever `network` says; `checkpoint_minutes`, `validate_minutes`: how often;
     `held_out`: share of the subjects kept for validation where no split is given; `floor`: Dice
     below which a structure counts as lost when checkpoints are compared.
     """
@@ -78,6 +79,7 @@ class TrainConfig:
     compile: bool = False
     seed: int = 1
     init_from: str = ""
+    keep_network: bool = False
     checkpoint_minutes: float = 3.0
     validate_minutes: float = 10.0
     held_out: float = 0.1
@@ -100,6 +102,8 @@ class TrainConfig:
             raise ValueError("coarse_steps: not negative, and 0 for a network of one level")
         if unknown := sorted(set(self.freeze) - set(FREEZABLE)):
             raise ValueError(f"freeze: {unknown[0]!r} is none of {', '.join(FREEZABLE)}")
+        if self.keep_network and not self.init_from:
+            raise ValueError("keep_network needs init_from: the model whose architecture it is")
         if self.freeze and self.coarse_steps:
             raise ValueError("freeze does not go with coarse_steps: a grown level must learn")
         counts = (self.steps, self.batch, self.accumulate, self.pool, self.loss_step)

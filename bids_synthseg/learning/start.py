@@ -15,7 +15,7 @@ from bids_synthseg.learning.config import TrainConfig
 from bids_synthseg.learning.states import State
 from bids_synthseg.learning.step import optimiser_of
 from bids_synthseg.learning.transfer import freeze, start_network
-from bids_synthseg.models.checkpoint import load_model, shipped_folder
+from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.growth import add_stem, grow
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import UNet
@@ -42,6 +42,30 @@ def stage_of(config: TrainConfig, step: int) -> TrainConfig:
         network=network,
         finest_rate=1.0,
         coarse_steps=0,
+    )
+
+
+def settled(config: TrainConfig, head: Head) -> TrainConfig:
+    """The configuration with the architecture and the grid of the model that it starts from, where
+    `keep_network` asks for them. Raises BadData, InputMissing or UsageProblem for the model."""
+    if not config.keep_network:
+        return config
+    model = _model(config.init_from)
+    given = model.network.config
+    network = replace(
+        given,
+        channels_out=head.n_channels,
+        evidence=head.n_classes if given.evidence else 0,
+    )
+    return replace(
+        config,
+        network=network,
+        shape=model.shape,
+        fill=model.fill,
+        voxel_mm=model.voxel_mm,
+        coarse_steps=0,
+        finest_rate=1.0,
+        keep_network=False,
     )
 
 
@@ -96,11 +120,7 @@ def _state(network: UNet, config: TrainConfig, device: torch.device) -> State:
 
 def _transferred(config: TrainConfig, head: Head, progress: Callable[[str], None]) -> UNet:
     name, wanted = config.init_from, config.network
-    path = shipped_folder() / "segmentation.safetensors" if name == SHIPPED else Path(name)
-    try:
-        model = load_model(path)
-    except ModuleNotFoundError as problem:
-        raise UsageProblem(f"{name}: to read models install {problem.name}") from problem
+    model = _model(name)
     if config.freeze and len(model.network.config.features) < len(wanted.features):
         raise BadData(f"{name}: has fewer levels; new ones cannot be frozen: take out freeze")
     try:
@@ -109,3 +129,11 @@ def _transferred(config: TrainConfig, head: Head, progress: Callable[[str], None
         raise BadData(f"{name}: {problem}") from problem
     progress(f"started from {name}: {found.line}")
     return found.network
+
+
+def _model(name: str) -> Model:
+    path = shipped_folder() / "segmentation.safetensors" if name == SHIPPED else Path(name)
+    try:
+        return load_model(path)
+    except ModuleNotFoundError as problem:
+        raise UsageProblem(f"{name}: to read models install {problem.name}") from problem

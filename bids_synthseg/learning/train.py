@@ -30,7 +30,7 @@ from bids_synthseg.learning.monitor import Monitor
 from bids_synthseg.learning.preview import preview_sheet
 from bids_synthseg.learning.selection import headline, judge, markdown_table
 from bids_synthseg.learning.split import Split
-from bids_synthseg.learning.start import empty_state, first_state, grown_state, stage_of
+from bids_synthseg.learning.start import empty_state, first_state, grown_state, settled, stage_of
 from bids_synthseg.learning.states import State, has_state, restore_state, save_state, saved_step
 from bids_synthseg.learning.step import Material, train_step
 from bids_synthseg.learning.validation import validate
@@ -74,6 +74,7 @@ def run_training(
     with team(torch.device(device)) as crew:
         say = progress if crew.leads else _silent
         split, head = gather_maps(sources, config, say)
+        config = settled(config, head)
         settings = _settings(config, split)
         if begun:
             _check_same_run(out, settings)
