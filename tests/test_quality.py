@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +113,14 @@ def test_measures_are_described():
         expected = [value for ending, value in unit.items() if name.endswith(ending)]
         assert [about.get("Units")] == (expected or [None])
     assert {limit.measure for limit in LIMITS} <= set(MEASURES)
+
+
+def test_the_documentation_states_the_rule():
+    text = (Path(__file__).parents[1] / "docs" / "quality.md").read_text(encoding="utf-8")
+    stated = [line for line in text.splitlines() if re.match(r"\| `\w+` \| (above|below) ", line)]
+    assert stated == [
+        f"| `{limit.measure}` | {limit.bad_is} | {limit.check:g} | "
+        f"{'-' if limit.fail is None else format(limit.fail, 'g')} |"
+        for limit in LIMITS
+    ]
+    assert all(f"- `{name}`" in text for name in MEASURES)
