@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bids_synthseg import __version__
 from bids_synthseg.bids.ages import Age
 from bids_synthseg.bids.outliers import LIMIT_SD, SMALLEST_GROUP, Trend, fit_trend
+from bids_synthseg.bids.pages import template
 from bids_synthseg.bids.results import Result
 from bids_synthseg.bids.sessions import Key
 
@@ -173,16 +173,9 @@ class Scatter:
 
 def page(title: str, results: Sequence[Result], ages: dict[Key, Age]) -> str:
     """The page about all sessions as HTML."""
-    environment = Environment(
-        loader=PackageLoader("bids_synthseg", "data/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     scatters = draw_scatters(results, ages)
     rows = sorted(map(Row.of, results), key=lambda row: row.urgency)
-    return environment.get_template("group.html").render(
+    return template("group.html").render(
         title=title,
         version=__version__,
         rows=rows,

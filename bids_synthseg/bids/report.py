@@ -14,12 +14,12 @@ from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bids_synthseg import __version__
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.derivatives import SessionPaths
+from bids_synthseg.bids.pages import template
 from bids_synthseg.bids.quality import MEASURES, STRUCTURE_MEASURES, Quality
 from bids_synthseg.bids.query import CONTRASTS, read_description
 from bids_synthseg.bids.reading import read_object
@@ -99,14 +99,7 @@ def write_report(
 
 
 def _page(paths: SessionPaths, record: dict, spaces: list[SpaceReport], viewer: str) -> str:
-    environment = Environment(
-        loader=PackageLoader("bids_synthseg", "data/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         label=paths.label,
         version=__version__,
         data_set=_data_set(paths.output_dir),
