@@ -85,6 +85,10 @@ class TestStages:
         config = tiny_config(coarse_steps=1)
         assert stage_of(config, 0).network.features == (8,)
 
+    def test_stem_and_evidence_come_later(self):
+        network = replace(COARSE, stem=True, evidence=20)
+        assert stage_of(tiny_config(coarse_steps=1, network=network), 0).network == COARSE
+
 
 class TestGrowth:
     def grown(self, config):
@@ -94,7 +98,11 @@ class TestGrowth:
         state.step, state.best, state.judged = 3, 0.5, ["| a |"]
         return state, grown_state(state, config, CPU)
 
-    @pytest.mark.parametrize("network", [FINE, COARSE], ids=["three levels", "two levels"])
+    @pytest.mark.parametrize(
+        "network",
+        [FINE, COARSE, replace(FINE, evidence=20)],
+        ids=["three levels", "two levels", "evidence"],
+    )
     def test_it_goes_on_with_what_the_average_says(self, network):
         config = tiny_config(coarse_steps=3, network=network)
         coarse, fine = self.grown(config)
@@ -103,6 +111,17 @@ class TestGrowth:
         with torch.no_grad():
             expected = upsample(coarse.average(F.avg_pool3d(image, 2)))
             torch.testing.assert_close(fine.network(image), expected)
+
+    def test_a_stem_and_evidence_are_put_on(self):
+        network = replace(COARSE, stem=True, evidence=20)
+        config = tiny_config(coarse_steps=3, network=network)
+        coarse, fine = self.grown(config)
+        assert coarse.network.config == COARSE and fine.network.config == network
+        image = torch.randn((1, 4, 16, 24, 16), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected = coarse.average(F.avg_pool3d(image, 2))
+            answer = F.avg_pool3d(fine.network(image), 2)
+            torch.testing.assert_close(answer, expected, atol=1e-4, rtol=1e-4)
 
     def test_what_begins_anew_and_what_does_not(self):
         _, fine = self.grown(tiny_config(coarse_steps=3, network=FINE, finest_rate=4.0))

@@ -38,7 +38,7 @@ class TrainConfig:
     The answer: `target`: "labels", or "brain" for a locator; `head`: kind of models.heads.Head.
 
     The steps: `steps` in all, of which the first `coarse_steps` on a grid half as fine, without the
-    network's finest level (learning.start); `batch`: samples per pass, on each device;
+    network's finest level or stem (learning.start); `batch`: samples per pass, on each device;
     `accumulate`: passes per step; `rate`: highest learning rate of Adam, reached after `warm_up`
     steps; `schedule`: "cosine" down to `rate_end` of the rate at the last of `steps`, or
     "constant"; `finest_rate`: multiple of the rate for the finest level (a level that was grown

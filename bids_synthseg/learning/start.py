@@ -1,7 +1,8 @@
 """Where a run begins: fresh weights, those of another model, or a coarse stage that grows.
 
 For its first `coarse_steps` a run trains the network without its finest level, or without its stem,
-on a grid half as fine, where steps are cheap; that is then grown onto the same weights.
+on a grid half as fine, where steps are cheap; that is then grown onto the same weights, and so is
+evidence.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from bids_synthseg.learning.states import State
 from bids_synthseg.learning.step import optimiser_of
 from bids_synthseg.learning.transfer import freeze, start_network
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
-from bids_synthseg.models.growth import add_stem, grow
+from bids_synthseg.models.growth import add_evidence, add_stem, grow
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import UNet
 
@@ -28,10 +29,8 @@ def stage_of(config: TrainConfig, step: int) -> TrainConfig:
     """The configuration that holds at a step: without the finest level at first."""
     if step >= config.coarse_steps:
         return config
-    network = config.network
-    if network.stem:
-        network = replace(network, stem=False)
-    else:
+    network = replace(config.network, stem=False, evidence=0)
+    if not config.network.stem:
         network = replace(network, features=network.features[1:], convs=network.convs[1:])
     return replace(
         config,
@@ -94,7 +93,7 @@ def empty_state(config: TrainConfig, device: torch.device) -> State:
 
 
 def grown_state(state: State, config: TrainConfig, device: torch.device) -> State:
-    """The state of the coarse stage with the finest level or the stem of `config` grown onto it.
+    """The state of the coarse stage with what `config` has beyond it grown onto it.
 
     Adam's memory begins anew, and so does the comparison of checkpoints: Dice on a finer grid is
     another measure.
@@ -105,6 +104,8 @@ def grown_state(state: State, config: TrainConfig, device: torch.device) -> Stat
         network = add_stem(network)
     else:
         network = grow(network, wanted.features[0], wanted.convs[0])
+    if wanted.evidence:
+        network = add_evidence(network, wanted.evidence)
     fresh = _state(network, config, device)
     fresh.step = state.step
     return fresh
