@@ -1,12 +1,61 @@
-"""What the words after an option mean: contrasts, NAME=PATH pairs, filter files."""
+"""What the words after an option mean: contrasts, NAME=PATH pairs, filter files, parts of a job."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from bids_synthseg.errors import InputMissing, UsageProblem
 
 CONTRASTS = ("T1w", "T2w")
+
+Unit = TypeVar("Unit")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Share `number`, counted from 0, of work that is cut into `of` shares.
+
+    The shares depend on the work alone, so that a share can be done again by its number.
+    """
+
+    number: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            raise UsageProblem(
+                f"--part-id {self.number}: parts are counted from 0 to {self.of - 1} with "
+                f"--num-parts {self.of}"
+            )
+
+    def share(self, units: Sequence[Unit]) -> list[Unit]:
+        """Every `of`-th unit."""
+        return list(units[self.number :: self.of])
+
+
+def part_of(
+    num_parts: int | None, part_id: int | None, environ: Mapping[str, str] = os.environ
+) -> Part | None:
+    """The share that options or, with --num-parts alone, a SLURM job array ask for; None: all.
+
+    How many shares there are is never read from SLURM: an array that is submitted again for some
+    of its tasks has fewer of them, and would cut the data set anew.
+    """
+    if num_parts is None:
+        if part_id is not None:
+            raise UsageProblem("--part-id needs --num-parts: of how many parts?")
+        return None
+    if part_id is not None:
+        return Part(part_id, num_parts)
+    task = environ.get("SLURM_ARRAY_TASK_ID", "")
+    if not task.isdigit():
+        raise UsageProblem(
+            "--num-parts needs --part-id, or a SLURM job array (SLURM_ARRAY_TASK_ID) to run in"
+        )
+    return Part(int(task), num_parts)
 
 
 def contrasts(values: Sequence[str]) -> tuple[str, ...]:

@@ -1,26 +1,15 @@
-"""The BIDS App command: read the command line, make one call, return an exit code.
+"""The BIDS App command: read the command line, make one call, return an exit code."""
 
-torch and everything that needs it is imported when a level runs, so that --help answers at once.
-"""
-
-import math
-import os
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from bids_synthseg import __version__
-from bids_synthseg.arguments import contrasts, named_paths, read_filters
+from bids_synthseg import __version__, levels
 from bids_synthseg.console import run, set_up_log, spread
-from bids_synthseg.errors import InputMissing, UnknownLevel, UsageProblem
-
-if TYPE_CHECKING:
-    from bids_synthseg.bids.scans import ScanGroup
-    from bids_synthseg.pipeline import SessionResult
+from bids_synthseg.errors import UnknownLevel, UsageProblem
 
 LEVELS = {
     "participant": "participant",
@@ -64,6 +53,8 @@ _FOR_SEGMENTING = {
     "overwrite": "--overwrite",
     "viewer": "--viewer",
     "reports_only": "--reports-only",
+    "num_parts": "--num-parts",
+    "part_id": "--part-id",
     "stop_on_first_crash": "--stop-on-first-crash",
 }
 _FOR_BOTH = {
@@ -71,6 +62,7 @@ _FOR_BOTH = {
     "sessions": "--session-label",
     "derivatives": "--derivatives",
 }
+_NOT_FOR_GROUP = {**_FOR_BOTH, "train": "--train", **_FOR_TRAINING, **_FOR_SEGMENTING}
 EPILOG = (
     "Exit codes: 0 all done, 1 a session failed, 17 unknown level, 18 nothing selected, 64 usage, "
     "65 bad data, 66 input missing, 73 cannot create output, 74 disk trouble. "
@@ -107,6 +99,10 @@ EPILOG = (
               help="Data sets whose T1w or T2w (super-resolved, preprocessed) take the place of "
                    "raw ones; edits=PATH: label maps corrected by hand, from which all else is "
                    "made again without the network. With --train: more label maps.")
+@click.option("--num-parts", type=click.IntRange(min=1), metavar="N",
+              help="Cut the sessions into N parts and do one of them.")
+@click.option("--part-id", type=click.IntRange(min=0), metavar="I",
+              help="Which part, counted from 0.  [default: SLURM_ARRAY_TASK_ID]")
 @click.option("--dry-run", is_flag=True,
               help="Print which scans would be used, and why, with the expected time and memory; "
                    "stop.")
@@ -174,7 +170,12 @@ def command(analysis_level: str, **given: Any) -> int:
     if level is None:
         raise UnknownLevel(f"unknown analysis level '{analysis_level}'; use participant or group")
     if level == "group":
-        return _group(given["bids_dir"], given["output_dir"], given)
+        for name, option in _NOT_FOR_GROUP.items():
+            if _was_given(given[name]):
+                raise UsageProblem(
+                    f"{option} does not go with level group, which takes all there is"
+                )
+        return levels.group(given["bids_dir"], given["output_dir"])
     elsewhere = _FOR_SEGMENTING if given["train"] else _FOR_TRAINING
     misplaced = [option for name, option in elsewhere.items() if _was_given(given[name])]
     if misplaced:
@@ -184,155 +185,14 @@ def command(analysis_level: str, **given: Any) -> int:
         raise UsageProblem(f"--device {given['device']}: use auto, cpu, cuda, cuda:N or mps")
     bids_dir, output_dir = given["bids_dir"], given["output_dir"]
     if given["train"]:
-        return _train(bids_dir, output_dir, given)
-    return (_report if given["reports_only"] else _segment)(bids_dir, output_dir, given)
+        return levels.train(bids_dir, output_dir, given)
+    if given["reports_only"]:
+        return levels.report(bids_dir, output_dir, given)
+    chosen = {name: value for name, value in given.items() if name not in _FOR_TRAINING}
+    return levels.segment(bids_dir, output_dir, chosen)
 
 
 # fmt: on
-def _segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
-    """Level participant: segment every selected session; returns the exit code."""
-    from bids_synthseg.bids.plan import plan_summary, plan_text
-    from bids_synthseg.bids.query import find_scan_groups
-
-    named = named_paths(given["derivatives"])
-    groups = find_scan_groups(
-        bids_dir,
-        participants=given["participants"],
-        sessions=given["sessions"],
-        contrasts=contrasts(given["contrasts"]),
-        filters=read_filters(given["bids_filter_file"]),
-        database_dir=given["bids_database_dir"],
-        all_scans=given["all_scans"],
-        quality_column=given["quality_column"],
-        derivatives=named,
-    )
-    planned = plan_text(groups, bids_dir)
-    if given["dry_run"]:
-        click.echo(planned, nl=False)
-        click.echo(plan_summary(groups), err=True)  # the table alone can go into a file
-        return 0
-
-    from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
-    from bids_synthseg.bids.derived import EDITS
-    from bids_synthseg.bids.methods import write_run_files
-    from bids_synthseg.execution import available_cpus, run_sessions
-    from bids_synthseg.pipeline import Options, Segmenter, methods_of, run_session
-    from bids_synthseg.storage import write_text
-
-    options = Options(
-        device=given["device"],
-        mirror=not given["no_tta"],
-        save_posteriors=given["save_posteriors"] or "none",
-        save_per_image=given["save_per_image"],
-        write_preproc=given["write_preproc"] or "several",
-        model=given["model"],
-        all_scans=given["all_scans"],
-        overwrite=given["overwrite"],
-        viewer=given["viewer"] or "niivue",
-        derivatives=named,
-        n_cpus=given["n_cpus"] or available_cpus(),
-    )
-    output_dir = prepare_output(bids_dir, output_dir)
-    edited = {}
-    if EDITS in named:
-        from bids_synthseg.edits import find_edits, run_edited
-
-        edited = find_edits(named[EDITS], groups, output_dir)
-    segmenter = Segmenter.load(options)
-    write_dataset_files(bids_dir, output_dir, segmenter.table, named)
-    chosen = {name: value for name, value in given.items() if name not in _FOR_TRAINING}
-    tables = {"command_line": chosen, "segmentation": vars(options)}
-    write_run_files(output_dir, methods_of(groups, segmenter, options), tables, sys.argv)
-    write_text(output_dir / "logs" / "plan.tsv", planned)
-
-    def run_one(group: "ScanGroup") -> "SessionResult":
-        if maps := edited.get(group.key):
-            return run_edited(group, maps, bids_dir, output_dir, segmenter, options)
-        return run_session(group, bids_dir, output_dir, segmenter, options)
-
-    stop = given["stop_on_first_crash"]
-    return run_sessions(groups, run_one, output_dir, stop_on_first_crash=stop)
-
-
-def _report(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
-    """Level participant with --reports-only: the pages of sessions that are there already."""
-    from bids_synthseg.bids.dataset import dataset_links
-    from bids_synthseg.bids.reports import write_reports
-
-    failed = write_reports(
-        bids_dir,
-        output_dir,
-        participants=given["participants"],
-        sessions=given["sessions"],
-        viewer=given["viewer"] or "niivue",
-        table_of_links=dataset_links(output_dir) | named_paths(given["derivatives"]),
-    )
-    return int(failed > 0)
-
-
-def _train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
-    """Level participant with --train: one training run on all label maps of all data sets."""
-    import torch
-
-    from bids_synthseg.bids.dataset import BIDSIGNORE, prepare_output
-    from bids_synthseg.execution import available_cpus
-    from bids_synthseg.learning.config import read_config
-    from bids_synthseg.learning.gather import Sources
-    from bids_synthseg.learning.train import run_training
-    from bids_synthseg.pipeline import choose_device
-    from bids_synthseg.storage import write_text
-
-    if not bids_dir.exists():
-        raise InputMissing(f"{bids_dir}: no such folder; give a BIDS data set of label maps")
-    preset = given["config"] or "default"
-    config = read_config(preset)
-    if given["random_seed"] is not None:
-        config = replace(config, seed=given["random_seed"])
-    if given["init_from"]:
-        # Who names no configuration wants the model to go on as it is.
-        keep = config.keep_network or not given["config"]
-        config = replace(config, init_from=given["init_from"], keep_network=keep)
-    sources = Sources(
-        folders=[bids_dir, *named_paths(given["derivatives"]).values()],
-        validation=given["validation"],
-        participants=given["participants"],
-        sessions=given["sessions"],
-        split_file=given["split_file"],
-    )
-    output = prepare_output(bids_dir, output_dir)
-    write_text(output / ".bidsignore", BIDSIGNORE)
-    device = choose_device(given["device"])
-    torch.set_num_threads(given["n_cpus"] or available_cpus())
-    model = run_training(
-        sources,
-        output / "training",
-        config,
-        device=str(device),
-        max_minutes=given["max_minutes"] or math.inf,
-        piece_mib=given["checkpoint_piece_mib"] or 0,
-        must_resume=given["resume"],
-        preset=preset,
-    )
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
-        click.echo(f"Model written to {model}.")
-    return 0
-
-
-def _group(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
-    """Level group: tables and a page about all that level participant has done so far."""
-    from bids_synthseg.bids.group import write_group
-
-    elsewhere = {**_FOR_BOTH, "train": "--train", **_FOR_TRAINING, **_FOR_SEGMENTING}
-    for name, option in elsewhere.items():
-        if _was_given(given[name]):
-            raise UsageProblem(f"{option} does not go with level group, which takes all there is")
-    results = write_group(bids_dir, output_dir)
-    not_done = sum(result.status != "done" for result in results)
-    click.echo(f"Sessions: {len(results)}, not done: {not_done}.")
-    click.echo(f"Look at {output_dir / 'group.html'}")
-    return 0
-
-
 def _was_given(value: object) -> bool:
     """Whether an option that defaults to nothing was used; 0 is a value."""
     return value is not None and value is not False and value != ()

@@ -131,6 +131,40 @@ def test_edited_sessions_do_not_go_through_the_network(raw, tmp_path, pipeline, 
     assert [g.label for g in pipeline.sessions] == ["sub-01", "sub-02_ses-b"]
 
 
+def test_a_job_array_does_every_session_once(raw, tmp_path, pipeline, monkeypatch, capsys):
+    out = tmp_path / "out"
+    words = (raw, out, "participant", "--num-parts", "2")
+    for task in ("0", "1"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        assert call(*words) == 0
+    assert [g.label for g in pipeline.sessions] == ["sub-01", "sub-02_ses-b", "sub-02_ses-a"]
+    logs = {path.name for path in (out / "logs").glob("*part-*")}
+    assert logs == {
+        "status_part-0.tsv", "status_part-1.tsv", "config_part-0.toml", "config_part-1.toml",
+    }  # fmt: skip
+    # The plan is that of the whole, whoever wrote it last.
+    assert len((out / "logs" / "plan.tsv").read_text().splitlines()) == 1 + 6
+    capsys.readouterr()
+    assert call(*words, "--part-id", "0", "--dry-run") == 0
+    assert "sub-02\tses-b" in (printed := capsys.readouterr().out) and "ses-a" not in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--part-id", "0"), "--part-id needs --num-parts"),
+        (("--num-parts", "2"), "--num-parts needs --part-id"),
+        (("--num-parts", "2", "--part-id", "2"), "counted from 0 to 1"),
+        (("--num-parts", "0"), "--num-parts"),
+        (("--train", "--num-parts", "2"), "--num-parts does not go together with --train"),
+    ],
+)
+def test_impossible_parts(raw, tmp_path, pipeline, monkeypatch, capsys, words, complaint):
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    assert call(raw, tmp_path / "out", "participant", *words) == 64
+    assert complaint in capsys.readouterr().err
+
+
 def test_reports_alone_segment_nothing(raw, tmp_path, pipeline, monkeypatch):
     made = []
 

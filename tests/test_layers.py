@@ -28,7 +28,7 @@ TIERS = (
     {"execution", "edits", "demo", "evaluation", "figure", "painting"},
     {"scorecard"},
     {"trials"},
-    {"accuracy"},
+    {"accuracy", "levels"},
     {"cli", "workbench"},
     {"__main__"},
 )
@@ -36,8 +36,8 @@ TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 # Importing any of these must not load torch, neither itself nor through another module.
 WITHOUT_TORCH = {
     "version", "errors", "storage", "console", "toml", "tsv", "arguments", "anatomy", "nifti",
-    "phantom", "bids", "execution", "demo", "evaluation", "figure", "scorecard", "cli", "workbench",
-    "__main__",
+    "phantom", "bids", "execution", "demo", "evaluation", "figure", "scorecard", "levels",
+    "cli", "workbench", "__main__",
 }  # fmt: skip
 
 

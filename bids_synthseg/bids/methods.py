@@ -121,12 +121,17 @@ def write_run_files(
     methods: Methods,
     tables: Mapping[str, Mapping[str, object]],
     command: Sequence[str],
+    part: int | None = None,
 ) -> None:
-    """Write the three files into `logs/`; CannotCreate or StorageProblem where that fails."""
+    """Write the three files into `logs/`; CannotCreate or StorageProblem where that fails.
+
+    part: number of the share of a job, whose options have a file of their own.
+    """
     logs = output_dir / "logs"
+    config = "config.toml" if part is None else f"config_part-{part}.toml"
     write_text(logs / "CITATION.md", citation_markdown(methods))
     write_text(logs / "CITATION.bib", citation_bibtex(methods))
-    write_text(logs / "config.toml", toml_text(run_config(methods, tables, command)))
+    write_text(logs / config, toml_text(run_config(methods, tables, command)))
 
 
 def _plain(value: object) -> object:

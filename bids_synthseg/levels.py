@@ -1,0 +1,166 @@
+"""What the command does, level by level and mode by mode: from options to one exit code.
+
+`given` holds the options of the command line by name. torch and everything that needs it is
+imported when a level runs, so that --help answers at once.
+"""
+
+import math
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bids_synthseg.arguments import contrasts, named_paths, part_of, read_filters
+from bids_synthseg.errors import InputMissing
+
+if TYPE_CHECKING:
+    from bids_synthseg.bids.scans import ScanGroup
+    from bids_synthseg.pipeline import SessionResult
+
+
+def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
+    """Level participant: segment every selected session; returns the exit code."""
+    from bids_synthseg.bids.plan import plan_summary, plan_text
+    from bids_synthseg.bids.query import find_scan_groups
+
+    named = named_paths(given["derivatives"])
+    groups = find_scan_groups(
+        bids_dir,
+        participants=given["participants"],
+        sessions=given["sessions"],
+        contrasts=contrasts(given["contrasts"]),
+        filters=read_filters(given["bids_filter_file"]),
+        database_dir=given["bids_database_dir"],
+        all_scans=given["all_scans"],
+        quality_column=given["quality_column"],
+        derivatives=named,
+    )
+    planned = plan_text(groups, bids_dir)
+    part = part_of(given["num_parts"], given["part_id"])
+    mine = part.share(groups) if part else groups
+    if given["dry_run"]:
+        click.echo(plan_text(mine, bids_dir), nl=False)
+        click.echo(plan_summary(mine), err=True)  # the table alone can go into a file
+        return 0
+
+    from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
+    from bids_synthseg.bids.derived import EDITS
+    from bids_synthseg.bids.methods import write_run_files
+    from bids_synthseg.execution import available_cpus, run_sessions
+    from bids_synthseg.pipeline import Options, Segmenter, methods_of, run_session
+    from bids_synthseg.storage import write_text
+
+    options = Options(
+        device=given["device"],
+        mirror=not given["no_tta"],
+        save_posteriors=given["save_posteriors"] or "none",
+        save_per_image=given["save_per_image"],
+        write_preproc=given["write_preproc"] or "several",
+        model=given["model"],
+        all_scans=given["all_scans"],
+        overwrite=given["overwrite"],
+        viewer=given["viewer"] or "niivue",
+        derivatives=named,
+        n_cpus=given["n_cpus"] or available_cpus(),
+    )
+    output_dir = prepare_output(bids_dir, output_dir)
+    edited = {}
+    if EDITS in named:
+        from bids_synthseg.edits import find_edits, run_edited
+
+        edited = find_edits(named[EDITS], groups, output_dir)
+    segmenter = Segmenter.load(options)
+    write_dataset_files(bids_dir, output_dir, segmenter.table, named)
+    tables = {"command_line": given, "segmentation": vars(options)}
+    # Plan and methods text tell of the whole, so that all parts of a job write the same.
+    methods = methods_of(groups, segmenter, options)
+    write_run_files(output_dir, methods, tables, sys.argv, part and part.number)
+    write_text(output_dir / "logs" / "plan.tsv", planned)
+
+    def run_one(group: "ScanGroup") -> "SessionResult":
+        if maps := edited.get(group.key):
+            return run_edited(group, maps, bids_dir, output_dir, segmenter, options)
+        return run_session(group, bids_dir, output_dir, segmenter, options)
+
+    stop = given["stop_on_first_crash"]
+    return run_sessions(
+        mine, run_one, output_dir, stop_on_first_crash=stop, part=part and part.number
+    )
+
+
+def report(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
+    """Level participant with --reports-only: the pages of sessions that are there already."""
+    from bids_synthseg.bids.dataset import dataset_links
+    from bids_synthseg.bids.reports import write_reports
+
+    failed = write_reports(
+        bids_dir,
+        output_dir,
+        participants=given["participants"],
+        sessions=given["sessions"],
+        viewer=given["viewer"] or "niivue",
+        table_of_links=dataset_links(output_dir) | named_paths(given["derivatives"]),
+    )
+    return int(failed > 0)
+
+
+def train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
+    """Level participant with --train: one training run on all label maps of all data sets."""
+    import torch
+
+    from bids_synthseg.bids.dataset import BIDSIGNORE, prepare_output
+    from bids_synthseg.execution import available_cpus
+    from bids_synthseg.learning.config import read_config
+    from bids_synthseg.learning.gather import Sources
+    from bids_synthseg.learning.train import run_training
+    from bids_synthseg.pipeline import choose_device
+    from bids_synthseg.storage import write_text
+
+    if not bids_dir.exists():
+        raise InputMissing(f"{bids_dir}: no such folder; give a BIDS data set of label maps")
+    preset = given["config"] or "default"
+    config = read_config(preset)
+    if given["random_seed"] is not None:
+        config = replace(config, seed=given["random_seed"])
+    if given["init_from"]:
+        # Who names no configuration wants the model to go on as it is.
+        keep = config.keep_network or not given["config"]
+        config = replace(config, init_from=given["init_from"], keep_network=keep)
+    sources = Sources(
+        folders=[bids_dir, *named_paths(given["derivatives"]).values()],
+        validation=given["validation"],
+        participants=given["participants"],
+        sessions=given["sessions"],
+        split_file=given["split_file"],
+    )
+    output = prepare_output(bids_dir, output_dir)
+    write_text(output / ".bidsignore", BIDSIGNORE)
+    device = choose_device(given["device"])
+    torch.set_num_threads(given["n_cpus"] or available_cpus())
+    model = run_training(
+        sources,
+        output / "training",
+        config,
+        device=str(device),
+        max_minutes=given["max_minutes"] or math.inf,
+        piece_mib=given["checkpoint_piece_mib"] or 0,
+        must_resume=given["resume"],
+        preset=preset,
+    )
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        click.echo(f"Model written to {model}.")
+    return 0
+
+
+def group(bids_dir: Path, output_dir: Path) -> int:
+    """Level group: tables and a page about all that level participant has done so far."""
+    from bids_synthseg.bids.group import write_group
+
+    results = write_group(bids_dir, output_dir)
+    not_done = sum(result.status != "done" for result in results)
+    click.echo(f"Sessions: {len(results)}, not done: {not_done}.")
+    click.echo(f"Look at {output_dir / 'group.html'}")
+    return 0
