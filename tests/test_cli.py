@@ -92,7 +92,10 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
         "derivatives": {"nesvor": tmp_path / "nesvor"},
         "n_cpus": 3,
     }
-    assert len((tmp_path / "out" / "logs" / "status.tsv").read_text().splitlines()) == 4
+    logs = tmp_path / "out" / "logs"
+    assert len((logs / "status.tsv").read_text().splitlines()) == 4
+    written = tomllib.loads((logs / "config.toml").read_text())
+    assert written["segmentation"]["derivatives"] == [f"nesvor={tmp_path / 'nesvor'}"]
     assert (tmp_path / "out" / "dataset_description.json").is_file()
 
 

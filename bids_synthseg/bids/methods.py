@@ -139,4 +139,6 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
+    if isinstance(value, Mapping):  # as on the command line
+        return [f"{name}={one}" for name, one in value.items()]
     return value
