@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -208,6 +209,50 @@ def synthesize(
     click.echo(f"{number} synthetic samples in {out}.")
 
 
+# fmt: off
+@command.command()
+@click.argument("bids_dir", type=PATH)
+@click.argument("output_dir", type=PATH)
+@click.option("--num-parts", type=click.IntRange(min=1), required=True, metavar="N",
+              help="Tasks of the job array; the same N as before with --failed.")
+@click.option("--container", type=PATH, metavar="SIF",
+              help="Run this image with Apptainer.  [default: the command as it is installed]")
+@click.option("--partition", default="", metavar="NAME")
+@click.option("--gres", default="", metavar="SPEC", help="For instance gpu:1.")
+@click.option("--time", default="04:00:00", show_default=True, help="Of one task.")
+@click.option("--mem-gb", default=4, show_default=True, type=click.IntRange(min=1))
+@click.option("--cpus", default=2, show_default=True, type=click.IntRange(min=1))
+@click.option("--throttle", default=0, metavar="N", help="Tasks at once.  [default: no limit]")
+@click.option("--failed", is_flag=True, help="Only parts with a session that is not finished.")
+@click.option("--group/--no-group", "with_group", default=True, show_default=True,
+              help="Level group when all tasks have ended.")
+@click.option("--submit", "hand_over", is_flag=True,
+              help="Hand the scripts to sbatch instead of printing them.")
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF THE APP]")
+def submit(failed: bool, with_group: bool, hand_over: bool, **given: Any) -> None:
+    """Print, or submit, the SLURM job array that segments BIDS_DIR into OUTPUT_DIR."""
+    from bids_synthseg import submission
+
+    job = submission.Job(**given)
+    parts = list(range(job.num_parts))
+    if failed:
+        parts = submission.parts_left(job.output_dir, job.num_parts)
+    if not parts:
+        click.echo("Every part is finished.")
+        return
+    array = submission.array_script(job, parts)
+    group = submission.group_script(job) if with_group else ""
+    if not hand_over:
+        click.echo("\n".join(one for one in (array, group) if one), nl=False)
+        return
+    number = submission.submit(array, job.output_dir)
+    click.echo(f"Job {number}: parts {submission.array_text(parts)} of {job.num_parts}.")
+    if group:
+        last = submission.submit(group, job.output_dir, after=number)
+        click.echo(f"Job {last}: level group, after all of them.")
+
+
+# fmt: on
 @command.group()
 def weights() -> None:
     """What ships: the models, what each says about itself, and whether they are in order."""

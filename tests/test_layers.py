@@ -28,7 +28,7 @@ TIERS = (
     {"execution", "edits", "demo", "evaluation", "figure", "painting"},
     {"scorecard"},
     {"trials"},
-    {"accuracy", "levels"},
+    {"accuracy", "levels", "submission"},
     {"cli", "workbench"},
     {"__main__"},
 )
@@ -37,7 +37,7 @@ TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 WITHOUT_TORCH = {
     "version", "errors", "storage", "console", "toml", "tsv", "arguments", "anatomy", "nifti",
     "phantom", "bids", "execution", "demo", "evaluation", "figure", "scorecard", "levels",
-    "cli", "workbench", "__main__",
+    "submission", "cli", "workbench", "__main__",
 }  # fmt: skip
 
 
