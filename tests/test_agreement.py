@@ -12,7 +12,7 @@ from bids_synthseg.anatomy.agreement import (
     edge_fraction,
     field_of_view,
     missing_structures,
-    structure_mean,
+    structure_median,
 )
 from bids_synthseg.anatomy.labels import LabelTable
 
@@ -55,9 +55,9 @@ def test_the_agreement_of_two_contrasts_is_added_up():
     np.testing.assert_allclose(channel_dice(first, second, 4), expected)
 
 
-def test_the_mean_is_that_of_structures_which_are_there():
-    assert structure_mean(np.array([0.0, 0.5, NAN, 1.0])) == 0.75
-    assert np.isnan(structure_mean(np.array([0.9, NAN])))
+def test_the_median_is_that_of_structures_which_are_there():
+    assert structure_median(np.array([0.0, 0.5, NAN, 1.0, 0.9])) == 0.9
+    assert np.isnan(structure_median(np.array([0.9, NAN])))
 
 
 def test_asymmetry_and_missing_structures():

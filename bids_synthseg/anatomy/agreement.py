@@ -79,10 +79,10 @@ def channel_dice(first: np.ndarray, second: np.ndarray, n_labels: int) -> np.nda
     return _ratio(2 * shared, sizes[0] + sizes[1])
 
 
-def structure_mean(values: np.ndarray) -> float:
-    """Mean of (C,) over structures, background left out; NaN values do not count."""
+def structure_median(values: np.ndarray) -> float:
+    """Median of (C,) over structures, background left out; NaN values do not count."""
     known = values[1:][np.isfinite(values[1:])]
-    return float(known.mean()) if len(known) else float("nan")
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def asymmetry(volumes: np.ndarray, table: LabelTable) -> float:

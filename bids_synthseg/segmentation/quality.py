@@ -13,11 +13,14 @@ from bids_synthseg.anatomy.agreement import (
     channel_dice,
     edge_fraction,
     missing_structures,
-    structure_mean,
+    structure_median,
 )
 from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.segmentation.field import GridField
 from bids_synthseg.segmentation.labelling import LabelledVolume
+
+UNSURE_DICE = 0.5
+"""A structure that the posteriors expect less of is not to be used."""
 
 _WORST_IS_LOWEST = ("predicted_dice", "mirror_dice", "agreement_dice")
 
@@ -50,14 +53,15 @@ def space_measures(
     weight = np.where(np.isfinite(evidence.entropy), labelled.hard_mm3, 0)[1:]
     uncertain = np.nansum(weight * evidence.entropy[1:])
     return {
-        "predicted_dice": structure_mean(evidence.predicted_dice),
-        "mirror_dice": structure_mean(mirror_dice),
-        "agreement_dice": structure_mean(evidence.agreement_dice),
+        "predicted_dice": structure_median(evidence.predicted_dice),
+        "mirror_dice": structure_median(mirror_dice),
+        "agreement_dice": structure_median(evidence.agreement_dice),
         "entropy": float(uncertain / weight.sum()) if weight.sum() else float("nan"),
         "edge_fraction": max(
             edge_fraction(labelled.mask, image.data, spacing_mm) for image in images
         ),
         "asymmetry": asymmetry(labelled.hard_mm3, table),
+        "unsure_structures": float((evidence.predicted_dice[1:] < UNSURE_DICE).sum()),
         "missing_structures": float(missing_structures(labelled.hard_mm3, table)),
         "islands_ml": float(labelled.islands_mm3.sum()) / 1000,
         "brain_ml": float(labelled.mask.sum()) * voxel_ml,
