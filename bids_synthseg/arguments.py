@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from bids_synthseg.bids.scans import CONTRASTS
 from bids_synthseg.errors import InputMissing, UsageProblem
-
-CONTRASTS = ("T1w", "T2w")
 
 Unit = TypeVar("Unit")
 

@@ -24,6 +24,7 @@ from bids_synthseg.anatomy.agreement import asymmetry, edge_fraction, missing_st
 from bids_synthseg.anatomy.islands import fill_holes
 from bids_synthseg.anatomy.label_maps import carry_labels
 from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.metrics import table_volumes_mm3
 from bids_synthseg.anatomy.volume import Grid, Volume
 from bids_synthseg.bids.ages import read_ages
 from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, Space
@@ -36,6 +37,7 @@ from bids_synthseg.bids.scans import CONTRASTS, Scan, ScanGroup
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.errors import BadData, InputMissing, NothingSelected, UsageProblem
 from bids_synthseg.pipeline import Options, Segmenter, SessionResult, run_session, write_page
+from bids_synthseg.segmentation.align import transform_of
 
 _LARGEST_ID = 255
 _SAME_PLACE = 0.1
@@ -241,24 +243,16 @@ def _read_edit(path: Path, grid: Grid, table: LabelTable) -> np.ndarray:
 
 def _read_itk(path: Path) -> np.ndarray:
     """The (4, 4) transform of RAS mm in a file as the first run wrote it (ITK counts in LPS)."""
-    lines = dict(line.partition(":")[::2] for line in path.read_text("utf-8").splitlines())
     try:
-        numbers = np.array(lines["Parameters"].split(), float)
-        linear, shift = numbers[:9].reshape(3, 3), numbers[9:].reshape(3)
-    except (KeyError, ValueError) as error:
+        return transform_of(path.read_text("utf-8"))
+    except ValueError as error:
         raise BadData(f"{path}: not the transform that was written here; delete it") from error
-    to_ras = np.diag([-1.0, -1.0, 1.0])
-    transform = np.eye(4)
-    transform[:3, :3] = to_ras @ linear @ to_ras
-    transform[:3, 3] = to_ras @ shift
-    return transform
 
 
 def _write_space(writer: SessionWriter, brain: Brain, table: LabelTable) -> dict[str, float]:
     """Write the images and the table of one space; returns the measures that need no network."""
     grid, mask = brain.space.like.volume.grid, fill_holes(brain.labels > 0)
-    counts = np.bincount(brain.labels.ravel(), minlength=int(table.ids.max()) + 1)[table.ids]
-    hard_mm3 = counts * grid.voxel_volume_mm3
+    hard_mm3 = table_volumes_mm3(brain.labels, table, grid.voxel_volume_mm3)
     writer.write_aseg(brain.space, brain.labels, manual=True)
     writer.write_mask(brain.space, mask)
     # Nobody knows probabilities of what a person drew.

@@ -38,7 +38,6 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         quality_column=given["quality_column"],
         derivatives=named,
     )
-    planned = plan_text(groups, bids_dir)
     part = part_of(given["num_parts"], given["part_id"])
     mine = part.share(groups) if part else groups
     if given["dry_run"]:
@@ -78,7 +77,7 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     # Plan and methods text tell of the whole, so that all parts of a job write the same.
     methods = methods_of(groups, segmenter, options)
     write_run_files(output_dir, methods, tables, sys.argv, part and part.number)
-    write_text(output_dir / "logs" / "plan.tsv", planned)
+    write_text(output_dir / "logs" / "plan.tsv", plan_text(groups, bids_dir))
 
     def run_one(group: "ScanGroup") -> "SessionResult":
         if maps := edited.get(group.key):

@@ -18,12 +18,12 @@ PACKAGE = ROOT / "bids_synthseg"
 # "version" stands for bids_synthseg/__init__.py.
 TIERS = (
     {"version", "errors"},
-    {"storage", "console", "toml", "tsv", "arguments"},
+    {"storage", "console", "toml", "tsv"},
     {"anatomy"},
     {"nifti", "phantom"},
     {"synthesis", "models"},
     {"segmentation", "learning", "bids"},
-    {"spaces"},
+    {"spaces", "arguments"},
     {"pipeline"},
     {"execution", "edits", "demo", "evaluation", "figure", "painting"},
     {"scorecard"},

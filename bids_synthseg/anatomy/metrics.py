@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
+from bids_synthseg.anatomy.labels import LabelTable
+
 
 def remap(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
     """Label map (...) with ids replaced at once, as int32; ids the mapping leaves out stay."""
@@ -38,6 +40,12 @@ def volumes_mm3(
     """Volume of every label, id -> mm3; 0 where it is absent."""
     sizes = _counts(labels)
     return {index: sizes.get(index, 0) * voxel_volume_mm3 for index in ids}
+
+
+def table_volumes_mm3(labels: np.ndarray, table: LabelTable, voxel_volume_mm3: float) -> np.ndarray:
+    """(C,) volumes of the labels of a table; `labels` holds no negative id and none above it."""
+    sizes = np.bincount(labels.ravel(), minlength=int(table.ids.max()) + 1)
+    return sizes[table.ids] * voxel_volume_mm3
 
 
 def hd95_mm(prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]) -> float:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bids_synthseg.bids.scans import Scan
+from bids_synthseg.bids.scans import CONTRASTS, Scan
 from bids_synthseg.errors import AppError, InputMissing
 from bids_synthseg.nifti import Image, read_labels, read_scan
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
 
-CONTRASTS = ("T1w", "T2w")
 TISSUES = ("CSF", "GM", "WM")
 _NIFTI = [".nii.gz", ".nii"]
 _TRANSFORMS = [".txt", ".h5"]

@@ -16,7 +16,7 @@ from bids_synthseg.bids.derivatives import SessionPaths
 from bids_synthseg.bids.quality import Quality
 from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.scans import CONTRASTS
-from bids_synthseg.bids.sessions import Key, session_label, session_order
+from bids_synthseg.bids.sessions import Key, OfSession, session_order
 from bids_synthseg.bids.tables import VOLUME_COLUMNS
 from bids_synthseg.errors import BadData
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
@@ -46,7 +46,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(OfSession):
     """One session; `status` is one of STATUSES, `message` its reason ("" where there is none).
 
     seconds: of the run that made it, None if not known; warnings: those of that run; quality: None
@@ -55,8 +55,6 @@ class Result:
     is none.
     """
 
-    subject: str
-    session: str | None
     status: str
     message: str = ""
     seconds: float | None = None
@@ -65,16 +63,6 @@ class Result:
     volumes: dict[str, dict[str, Volume]] | None = None
     report: str | None = None
     log: str | None = None
-
-    @property
-    def key(self) -> Key:
-        """Subject and session."""
-        return self.subject, self.session
-
-    @property
-    def label(self) -> str:
-        """For example "sub-01_ses-1mo"."""
-        return session_label(self.key)
 
     @property
     def space(self) -> str | None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from bids_synthseg.bids.quality_column import excludes, quality_rank
-from bids_synthseg.bids.sessions import Key, session_label
+from bids_synthseg.bids.sessions import Key, OfSession
 
 CONTRASTS = ("T1w", "T2w")
 RAW = "raw"
@@ -61,27 +61,15 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class ScanGroup:
+class ScanGroup(OfSession):
     """The scans of one session (None: the subject has no session folder).
 
     scans: the representative of each contrast first, then (all_scans) its others; left_out: every
     other image in `anat/` with the reason in words.
     """
 
-    subject: str
-    session: str | None
     scans: tuple[Scan, ...]
     left_out: tuple[tuple[Path, str], ...] = ()
-
-    @property
-    def key(self) -> Key:
-        """Subject and session."""
-        return self.subject, self.session
-
-    @property
-    def label(self) -> str:
-        """For example "sub-01_ses-1mo"."""
-        return session_label(self.key)
 
     @property
     def repeated(self) -> tuple[str, ...]:

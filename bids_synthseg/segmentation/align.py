@@ -111,6 +111,18 @@ def itk_text(transform: np.ndarray) -> str:
     )
 
 
+def transform_of(itk: str) -> np.ndarray:
+    """The (4, 4) transform of RAS mm that `itk_text` wrote; ValueError for another text."""
+    lines = dict(line.partition(":")[::2] for line in itk.splitlines())
+    numbers = np.array(lines.get("Parameters", "").split(), float)
+    linear, shift = numbers[:9].reshape(3, 3), numbers[9:].reshape(3)
+    to_ras = np.diag([-1.0, -1.0, 1.0])
+    transform = np.eye(4)
+    transform[:3, :3] = to_ras @ linear @ to_ras
+    transform[:3, 3] = to_ras @ shift
+    return transform
+
+
 def _mapped(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
     return points @ transform[:3, :3].T + transform[:3, 3]
 

@@ -7,6 +7,7 @@ import numpy as np
 from bids_synthseg.anatomy.agreement import Evidence, Tally
 from bids_synthseg.anatomy.islands import fill_holes, largest_component, remove_islands
 from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.metrics import table_volumes_mm3
 from bids_synthseg.anatomy.posteriors import best_channel, fold
 from bids_synthseg.anatomy.volume import Grid
 from bids_synthseg.segmentation.field import MergedField, PosteriorField, slabs, surest
@@ -92,13 +93,12 @@ def label_volume(
         order = np.argsort(aseg_table.ids)
         settled = order[np.searchsorted(aseg_table.ids, aseg[place], sorter=order)]
         within[place] = _member(source.at(grid.to_world(changed)), channels, settled)
-    counts = np.bincount(aseg.ravel(), minlength=int(aseg_table.ids.max()) + 1)[aseg_table.ids]
     return LabelledVolume(
         aseg=aseg.astype(np.int32),
         native=source.table.ids[within],
         mask=fill_holes(aseg > 0),
         aseg_table=aseg_table,
-        hard_mm3=counts * grid.voxel_volume_mm3,
+        hard_mm3=table_volumes_mm3(aseg, aseg_table, grid.voxel_volume_mm3),
         soft_mm3=soft * grid.voxel_volume_mm3,
         confidence=confidence,
         evidence=tally.evidence(soft),
