@@ -113,17 +113,6 @@ def test_without_images(tmp_path, maps):
     assert one.age_weeks == 37.5
 
 
-def test_coarser(tmp_path, maps):
-    write_pack(tmp_path / "coarse.npz", maps, TABLE, coarsen=2)
-    (one, _), _ = read_pack(tmp_path / "coarse.npz")
-    source = maps[0].source
-    assert torch.equal(one.source.classes, source.classes[::2, ::2, ::2])
-    assert one.source.images.shape == (1, 12, 12, 12)
-    assert one.source.voxel_mm == (2, 2, 2) and one.source.extent_mm == source.extent_mm
-    # The centre is the same place: half a coarse voxel is one of the fine ones.
-    assert one.source.centre == (5.75, 5.75, 5.75)
-
-
 def test_bad_packs_are_named_in_one_line(pack, tmp_path):
     whole = pack.read_bytes()
     plain = io.BytesIO()

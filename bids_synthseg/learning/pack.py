@@ -42,17 +42,16 @@ def write_pack(
     maps: Sequence[TrainingMap],
     table: LabelTable,
     with_images: bool = True,
-    coarsen: int = 1,
 ) -> None:
     """Write maps and the label table they are expressed in, whole or not at all.
 
-    Without images, scans and their clusters are left out; with `coarsen` only every so many voxels
-    of each axis are kept. Raises CannotCreate or StorageProblem where the disk refuses.
+    Without images, scans and their clusters are left out. Raises CannotCreate or StorageProblem
+    where the disk refuses.
     """
     arrays: dict[str, np.ndarray] = {}
     records = []
     for number, one in enumerate(maps):
-        source = _coarser(one.source, coarsen)
+        source = one.source
         if not with_images:
             nothing = np.zeros((0, 1, 1, 1), dtype=np.float16)
             thresholds = source.thresholds[:0]
@@ -146,18 +145,3 @@ def _filled(half: np.ndarray, brain: np.ndarray) -> np.ndarray:
     pad = [(0, full - n) for full, n in zip(brain.shape, size, strict=True)]
     fine = np.pad(fine, pad, mode="edge")
     return np.where(brain, 0, fine.round().clip(1, 255)).astype(np.uint8)
-
-
-def _coarser(source: SourceMap, factor: int) -> SourceMap:
-    """Every so many voxels of a map."""
-    if factor == 1:
-        return source
-    step = slice(None, None, factor)
-    return replace(
-        source,
-        classes=source.classes[step, step, step].contiguous(),
-        outside=source.outside[step, step, step].contiguous(),
-        images=source.images[:, step, step, step].contiguous(),
-        voxel_mm=tuple(factor * side for side in source.voxel_mm),
-        centre=tuple(place / factor for place in source.centre),
-    )
