@@ -22,11 +22,11 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.bids.query import find_scan_groups
 from bids_synthseg.evaluation import Comparison, compare, comparison, find_references, mean
-from bids_synthseg.execution import available_cpus
 from bids_synthseg.learning.label_sets import read_source_labels
 from bids_synthseg.models.checkpoint import Model, load_model
 from bids_synthseg.nifti import read_labels, read_scan
 from bids_synthseg.pipeline import Options, Segmenter
+from bids_synthseg.resources import available_cpus
 from bids_synthseg.segmentation.align import Alignment, align
 from bids_synthseg.segmentation.field import GridField, MergedField, MovedField, PosteriorField
 from bids_synthseg.segmentation.labelling import label_volume

@@ -15,9 +15,9 @@ from bids_synthseg.bids.query import find_scan_groups
 from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.errors import BadData, InputMissing
 from bids_synthseg.evaluation import Score, evaluate, gains
-from bids_synthseg.execution import run_sessions
+from bids_synthseg.execution import in_turn, run_sessions
 from bids_synthseg.painting import read_sitter
-from bids_synthseg.pipeline import Options, Segmenter, run_session
+from bids_synthseg.pipeline import Options, Segmenter, SessionResult, run_session
 from bids_synthseg.scorecard import ALL, Number
 from bids_synthseg.storage import write_text
 from bids_synthseg.trials import calibration_trial, contrast_trial, scan_trial, volume_trial
@@ -119,11 +119,11 @@ def segment_all(
     """Level participant of the App; a session that fails is in its logs."""
     output_dir = prepare_output(bids_dir, out)
     write_dataset_files(bids_dir, output_dir, segmenter.table)
-    run_sessions(
-        groups,
-        lambda group: run_session(group, bids_dir, output_dir, segmenter, options),
-        output_dir,
-    )
+
+    def run_one(group: ScanGroup) -> SessionResult:
+        return run_session(group, bids_dir, output_dir, segmenter, options)
+
+    run_sessions(groups, in_turn(run_one, output_dir / "logs"), output_dir)
 
 
 def score_numbers(section: str, scores: Sequence[Score]) -> list[Number]:

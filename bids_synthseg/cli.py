@@ -55,6 +55,10 @@ _FOR_SEGMENTING = {
     "reports_only": "--reports-only",
     "num_parts": "--num-parts",
     "part_id": "--part-id",
+    "n_procs": "--n-procs",
+    "mem_gb": "--mem-gb",
+    "dask_scheduler": "--dask-scheduler",
+    "dask_cluster": "--dask-cluster",
     "stop_on_first_crash": "--stop-on-first-crash",
 }
 _FOR_BOTH = {
@@ -65,7 +69,8 @@ _FOR_BOTH = {
 _NOT_FOR_GROUP = {**_FOR_BOTH, "train": "--train", **_FOR_TRAINING, **_FOR_SEGMENTING}
 EPILOG = (
     "Exit codes: 0 all done, 1 a session failed, 17 unknown level, 18 nothing selected, 64 usage, "
-    "65 bad data, 66 input missing, 73 cannot create output, 74 disk trouble. "
+    "65 bad data, 66 input missing, 73 cannot create output, 74 disk trouble, "
+    "75 busy: try again later, 130 interrupted, 143 ended by SIGTERM. "
     "Research use only; not a medical device."
 )
 
@@ -110,10 +115,20 @@ EPILOG = (
 @click.option("--model", type=click.Path(path_type=Path), metavar="FILE",
               help="Weights (.safetensors) to use instead of those that are shipped.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps",
-              help="Where the network runs.")
+              help="Where the network runs; without N on all GPUs that there are.")
 @click.option("--no-tta", is_flag=True, help="Do not average with the mirrored image (faster).")
 @click.option("--n-cpus", type=click.IntRange(min=1), metavar="N",
-              help="CPU threads.  [default: what the job or container allows]")
+              help="CPU threads in all.  [default: what the job or container allows]")
+@click.option("--n-procs", type=click.IntRange(min=1), metavar="N",
+              help="Sessions at a time, each in a process with its share of the threads.  "
+                   "[default: 1; on GPUs 2 for each]")
+@click.option("--mem-gb", type=click.FloatRange(min=0, min_open=True), metavar="G",
+              help="Memory in all; fewer sessions at a time where it does not suffice.  "
+                   "[default: what the job or container allows]")
+@click.option("--dask-scheduler", metavar="ADDRESS",
+              help="Have the workers of this Dask scheduler (tcp://HOST:PORT) do the sessions.")
+@click.option("--dask-cluster", type=click.Path(path_type=Path), metavar="TOML",
+              help="Start Dask workers on SLURM, PBS, SGE or LSF and have them do the sessions.")
 @click.option("--save-posteriors", type=click.Choice(["none", "tissue", "all"]),
               help="Write probability maps.  [default: none]")
 @click.option("--save-per-image", is_flag=True,
@@ -181,6 +196,7 @@ def command(analysis_level: str, **given: Any) -> int:
     if misplaced:
         side = "does not go" if given["train"] else "only goes"
         raise UsageProblem(f"{misplaced[0]} {side} together with --train; leave one of them out")
+    _check_engine(given)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", given["device"]):
         raise UsageProblem(f"--device {given['device']}: use auto, cpu, cuda, cuda:N or mps")
     bids_dir, output_dir = given["bids_dir"], given["output_dir"]
@@ -193,6 +209,18 @@ def command(analysis_level: str, **given: Any) -> int:
 
 
 # fmt: on
+def _check_engine(given: dict[str, Any]) -> None:
+    """Sessions are done by local processes or by one Dask; raises UsageProblem for a mixture."""
+    options = {name: _FOR_SEGMENTING[name] for name in ("dask_scheduler", "dask_cluster")}
+    used = [option for name, option in options.items() if _was_given(given[name])]
+    local = [name for name in ("n_procs", "mem_gb") if _was_given(given[name])]
+    if len(used) > 1:
+        raise UsageProblem(f"{used[0]} and {used[1]}: leave one of them out")
+    if used and local:
+        option = _FOR_SEGMENTING[local[0]]
+        raise UsageProblem(f"{option} is for this machine alone; leave it out with {used[0]}")
+
+
 def _was_given(value: object) -> bool:
     """Whether an option that defaults to nothing was used; 0 is a value."""
     return value is not None and value is not False and value != ()

@@ -1,22 +1,46 @@
 """What both commands share: exit codes instead of exceptions, the log, options of many values."""
 
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
 from bids_synthseg.errors import AppError, UsageProblem
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, from a scheduler or `docker stop`: like Ctrl-C, but for the exit code."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM raises Terminated meanwhile, so that what is open is closed and cleaned up."""
+
+    def end(*_: object) -> None:
+        raise Terminated("ended by the signal SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run(command: click.Command, arguments: Sequence[str]) -> int:
     """Run a click command; returns its exit code after one line on stderr about what went wrong.
 
     click exits with 2 on bad usage, which belongs to the shell; the BIDS-Apps specification wants
-    64. Exceptions that are neither click's nor an AppError are bugs and pass.
+    64; 128 and the number of the signal are what shells say of a program that a signal ends.
+    Exceptions that are neither click's nor an AppError are bugs and pass.
     """
     try:
-        code = command.main(args=list(arguments), standalone_mode=False)
+        with termination_as_interrupt():
+            code = command.main(args=list(arguments), standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return UsageProblem.exit_code
@@ -24,9 +48,13 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
         lines = (" ".join(line.split()) for line in str(error).splitlines())
         click.echo("Error: " + "\n".join(lines), err=True)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
+        # click raises its own exception from the one that it caught.
+        if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated):
+            click.echo("Ended by SIGTERM.", err=True)
+            return Terminated.exit_code
         click.echo("Interrupted.", err=True)
-        return 130
+        return 128 + signal.SIGINT
     return int(code or 0)
 
 

@@ -1,92 +1,172 @@
-"""Many sessions, one after another: one log each, one status table, one exit code.
+"""Many sessions: one log each, one status table, one exit code, whatever runs them.
 
-A session that fails leaves the others untouched. `logs/status.tsv` is written before and after
-every session, so that a process that is killed (137 for too little memory) leaves the row
-"running" of the session that it died on.
+An engine runs sessions: one after another in this process (`in_turn`), in several processes
+(`processes`), on a cluster (`dask_cluster`). `run_sessions` alone keeps the books. A session that
+fails leaves the others untouched.
 """
 
 import logging
-import os
 import platform
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_synthseg import __version__
-from bids_synthseg.bids.tables import format_table
-from bids_synthseg.errors import AppError, BadData
-from bids_synthseg.storage import explain, make_folder, write_text
-from bids_synthseg.tsv import read_rows
+from bids_synthseg.bids.plan import expected_memory_mb
+from bids_synthseg.bids.scans import ScanGroup
+from bids_synthseg.errors import AppError
+from bids_synthseg.progress import Progress
+from bids_synthseg.resources import peak_memory_mb
+from bids_synthseg.status import one_line, row_of, write_status
+from bids_synthseg.storage import explain, make_folder
 
 if TYPE_CHECKING:
-    from bids_synthseg.bids.scans import ScanGroup
     from bids_synthseg.pipeline import SessionResult
 
 LOG = logging.getLogger(__name__)
-COLUMNS = ("subject", "session", "status", "seconds", "peak_mb", "message")
-Row = dict[str, str]
 
 
-def run_sessions(
-    groups: "Sequence[ScanGroup]",
-    run_one: "Callable[[ScanGroup], SessionResult]",
-    output_dir: Path,
-    *,
-    stop_on_first_crash: bool = False,
-    part: int | None = None,
-) -> int:
-    """Run `run_one` on every group; returns the exit code, 1 where any failed and else 0.
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended. peak_mb: most memory its process has held, 0 where that is not known."""
 
-    An AppError fails its session with its own line. Any other exception is a bug: the console and
-    the status table get one line, logs/<label>.log the traceback. part: number of this share of a
-    data set that is cut up; its table is then logs/status_part-<part>.tsv. Raises CannotCreate or
-    StorageProblem where the logs themselves cannot be written.
+    status: str
+    message: str = ""
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.status not in ("done", "skipped", "failed", "interrupted"):
+            raise ValueError(f"no session ends as {self.status!r}")
+
+
+RunOne = Callable[[ScanGroup], "SessionResult"]
+Events = Generator[tuple[ScanGroup, Outcome | None], None, None]
+Engine = Callable[[Sequence[ScanGroup]], Events]
+"""Runs sessions and yields (group, None) when one begins and (group, Outcome) when it has ended, in
+any order. When its generator is closed it stops what is running."""
+
+
+def attempt(group: ScanGroup, run_one: RunOne, logs: Path) -> Outcome:
+    """One session in this process, everything logged meanwhile in logs/<label>.log as well.
+
+    An AppError fails the session with its own line. Any other exception is a bug: the console and
+    the status table get one line, the session's log the traceback. KeyboardInterrupt passes on.
     """
-    logs = output_dir / "logs"
-    make_folder(logs)
-    table = logs / ("status.tsv" if part is None else f"status_part-{part}.tsv")
-    failed = 0
-    for number, group in enumerate(groups, start=1):
-        LOG.info("%s (%d of %d)", group.label, number, len(groups))
-        start = time.monotonic()
-        write_status(table, _row(group, "running"))
+    start = time.monotonic()
+    try:
         with session_log(logs / f"{group.label}.log"):
-            status, message = _attempt(group, run_one)
+            status, message = _run(group, run_one)
             seconds = time.monotonic() - start
-            LOG.info("%s: %s after %.1f s%s", group.label, status, seconds, _colon(message))
-        write_status(table, _row(group, status, seconds, message))
-        if status == "interrupted":
-            raise KeyboardInterrupt
-        failed += status == "failed"
-        if failed and stop_on_first_crash:
-            LOG.warning("stopped on the first failure; %d sessions left", len(groups) - number)
-            break
-    if failed:
-        LOG.error("%d of %d sessions failed; see %s", failed, len(groups), table)
-    return int(failed > 0)
+            colon = f": {one_line(message)}" if message else ""
+            LOG.info("%s: %s after %.1f s%s", group.label, status, seconds, colon)
+    except AppError as error:  # the log itself cannot be written
+        LOG.error("%s: %s", group.label, error)
+        return Outcome("failed", str(error))
+    return Outcome(status, message, seconds, peak_memory_mb())
 
 
-def _attempt(
-    group: "ScanGroup", run_one: "Callable[[ScanGroup], SessionResult]"
-) -> tuple[str, str]:
-    """Status of one session, and a message of one line."""
+def _run(group: ScanGroup, run_one: RunOne) -> tuple[str, str]:
+    """Status of one session, and a message."""
     try:
         result = run_one(group)
     except AppError as error:
         LOG.error("%s: %s", group.label, error)
         return "failed", str(error)
     except KeyboardInterrupt:
-        return "interrupted", "interrupted by the user"
+        LOG.warning("%s: interrupted", group.label)
+        raise
     except Exception as error:
         message = f"unexpected {type(error).__name__}: {error}"
         LOG.error("%s: %s", group.label, one_line(message))
         LOG.debug("traceback", exc_info=True)
         return "failed", message
     return result.status, result.message
+
+
+def in_turn(run_one: RunOne, logs: Path) -> Engine:
+    """One session after another in this process; `logs`: folder of the sessions' logs."""
+
+    def engine(groups: Sequence[ScanGroup]) -> Events:
+        for group in groups:
+            yield group, None
+            yield group, attempt(group, run_one, logs)
+
+    return engine
+
+
+def within_memory(engine: Engine, memory_gb: float) -> Engine:
+    """The engine, but sessions expected to need more than `memory_gb` fail before they begin."""
+
+    def guarded(groups: Sequence[ScanGroup]) -> Events:
+        fitting = []
+        for group in groups:
+            need_gb = expected_memory_mb(group) / 1000
+            if need_gb <= memory_gb:
+                fitting.append(group)
+                continue
+            message = (
+                f"needs about {need_gb:.1f} GB of memory, --mem-gb allows {memory_gb:g}; "
+                "raise it, or use fewer scans"
+            )
+            LOG.error("%s: %s", group.label, message)
+            yield group, Outcome("failed", message)
+        yield from engine(fitting)
+
+    return guarded
+
+
+def run_sessions(
+    groups: Sequence[ScanGroup],
+    engine: Engine,
+    output_dir: Path,
+    *,
+    stop_on_first_crash: bool = False,
+    part: int | None = None,
+) -> int:
+    """Run the engine over all groups; returns the exit code, 1 where any failed and else 0.
+
+    part: number of this share of a data set that is cut up; its table is then
+    logs/status_part-<part>.tsv. Sessions that had begun and have not ended when the run is broken
+    off are written down as interrupted. Raises CannotCreate or StorageProblem where the logs
+    themselves cannot be written.
+    """
+    logs = output_dir / "logs"
+    make_folder(logs)
+    table = logs / ("status.tsv" if part is None else f"status_part-{part}.tsv")
+    running: dict[str, ScanGroup] = {}
+    ended = failed = 0
+    broken_off = "stopped as another session failed"
+    with Progress(len(groups)) as progress, closing(engine(groups)) as events:
+        try:
+            for group, outcome in events:
+                if outcome is None:
+                    running[group.label] = group
+                    progress.begin(group.label)
+                    write_status(table, row_of(group.key, "running"))
+                    continue
+                running.pop(group.label, None)
+                write_status(table, row_of(group.key, **vars(outcome)))
+                progress.end(group.label, skipped=outcome.status == "skipped")
+                ended += 1
+                failed += outcome.status not in ("done", "skipped")
+                if failed and stop_on_first_crash:
+                    left = len(groups) - ended
+                    LOG.warning("stopped on the first failure; %d sessions left", left)
+                    break
+        except BaseException as error:
+            broken_off = one_line(str(error)) or "interrupted by the user"
+            raise
+        finally:
+            # Before the engine is closed, for which a scheduler that ends the job may not wait.
+            for group in running.values():
+                write_status(table, row_of(group.key, "interrupted", broken_off))
+    if failed:
+        LOG.error("%d of %d sessions failed; see %s", failed, len(groups), table)
+    return int(failed > 0)
 
 
 @contextmanager
@@ -110,102 +190,3 @@ def session_log(path: Path) -> Iterator[None]:
         package.removeHandler(handler)
         package.setLevel(level)
         handler.close()
-
-
-def write_status(table: Path, row: Row) -> None:
-    """Put one row into the table in one step; an earlier row of the same session is replaced.
-
-    The table is read anew each time: several processes may share an output folder.
-    """
-    rows = {(old["subject"], old["session"]): old for old in [*read_status(table), row]}
-    in_order = [rows[key] for key in sorted(rows)]
-    write_text(table, format_table({name: [one[name] for one in in_order] for name in COLUMNS}))
-
-
-def read_status(table: Path) -> list[Row]:
-    """Rows of a status table; [] where there is none, or, with a warning, where it is damaged."""
-    try:
-        return read_rows(table, *COLUMNS)
-    except BadData as problem:
-        LOG.warning("begun anew, %s", problem)
-        return []
-
-
-def _row(group: "ScanGroup", status: str, seconds: float = 0.0, message: str = "") -> Row:
-    return {
-        "subject": f"sub-{group.subject}",
-        "session": f"ses-{group.session}" if group.session else "n/a",
-        "status": status,
-        "seconds": f"{seconds:.1f}",
-        "peak_mb": f"{peak_memory_mb():.0f}",
-        "message": one_line(message) or "n/a",
-    }
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks and tabs."""
-    return " ".join(text.split())
-
-
-def _colon(message: str) -> str:
-    return f": {one_line(message)}" if message else ""
-
-
-def peak_memory_mb() -> float:
-    """Most memory this process has held so far, in MB (10^6 bytes): a maximum over all sessions."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def available_cpus(
-    environ: Mapping[str, str] = os.environ,
-    proc: Path = Path("/proc/self/cgroup"),
-    cgroups: Path = Path("/sys/fs/cgroup"),
-) -> int:
-    """CPUs this process may really use: the least that affinity, cgroup quota and job allow.
-
-    SLURM often does not confine cores, so that affinity shows the whole node: then
-    SLURM_CPUS_PER_TASK decides. OMP_NUM_THREADS is honoured as the user's own limit.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    limits = [len(affinity(0)) if affinity else os.cpu_count() or 1]
-    for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
-        value = environ.get(name, "")
-        if value.isdigit() and int(value) > 0:
-            limits.append(int(value))
-    # A share of a CPU beyond the whole ones would only be spent on waiting.
-    limits += [max(1, int(quota)) for quota in _cgroup_quotas(proc, cgroups)]
-    return min(limits)
-
-
-def _cgroup_quotas(proc: Path, cgroups: Path) -> Iterator[float]:
-    """CPU quotas of this process's control group and of every group above it, versions 1 and 2."""
-    try:
-        entries = [line.split(":", 2) for line in proc.read_text().splitlines()]
-    except OSError:  # no control groups on this system
-        return
-    for _, controllers, group in (entry for entry in entries if len(entry) == 3):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = cgroups / "cpu" if controllers else cgroups
-        inner = top / group.lstrip("/")
-        # In a container the path is the host's and does not exist here: the top still does.
-        for folder in (inner, *inner.parents):
-            yield from _quota(folder)
-            if folder == top:
-                break
-
-
-def _quota(folder: Path) -> Iterator[float]:
-    """CPUs that one control group folder grants, if it limits them."""
-    try:
-        if (folder / "cpu.max").is_file():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
-        if int(quota) > 0:
-            yield int(quota) / int(period)
-    except (OSError, ValueError):  # not limited here ("max"), or not readable
-        return

@@ -4,6 +4,7 @@
 imported when a level runs, so that --help answers at once.
 """
 
+import logging
 import math
 import os
 import sys
@@ -17,8 +18,13 @@ from bids_synthseg.arguments import contrasts, named_paths, part_of, read_filter
 from bids_synthseg.errors import InputMissing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bids_synthseg.bids.scans import ScanGroup
-    from bids_synthseg.pipeline import SessionResult
+    from bids_synthseg.execution import Engine
+    from bids_synthseg.work import Work
+
+LOG = logging.getLogger(__name__)
 
 
 def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
@@ -26,7 +32,9 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     from bids_synthseg.bids.plan import plan_summary, plan_text
     from bids_synthseg.bids.query import find_scan_groups
 
-    named = named_paths(given["derivatives"])
+    # Sessions may be done by processes elsewhere.
+    bids_dir = bids_dir.absolute()
+    named = {name: path.absolute() for name, path in named_paths(given["derivatives"]).items()}
     groups = find_scan_groups(
         bids_dir,
         participants=given["participants"],
@@ -48,46 +56,77 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
     from bids_synthseg.bids.derived import EDITS
     from bids_synthseg.bids.methods import write_run_files
-    from bids_synthseg.execution import available_cpus, run_sessions
-    from bids_synthseg.pipeline import Options, Segmenter, methods_of, run_session
+    from bids_synthseg.edits import find_edits
+    from bids_synthseg.execution import run_sessions
+    from bids_synthseg.pipeline import Options, methods_of
+    from bids_synthseg.resources import available_cpus
     from bids_synthseg.storage import write_text
+    from bids_synthseg.work import Work
 
+    on_dask = given["dask_scheduler"] or given["dask_cluster"]
     options = Options(
         device=given["device"],
         mirror=not given["no_tta"],
         save_posteriors=given["save_posteriors"] or "none",
         save_per_image=given["save_per_image"],
         write_preproc=given["write_preproc"] or "several",
-        model=given["model"],
+        model=given["model"] and given["model"].absolute(),
         all_scans=given["all_scans"],
         overwrite=given["overwrite"],
         viewer=given["viewer"] or "niivue",
         derivatives=named,
-        n_cpus=given["n_cpus"] or available_cpus(),
+        # Dask's workers have been given CPUs of their own.
+        n_cpus=given["n_cpus"] or (None if on_dask else available_cpus()),
     )
     output_dir = prepare_output(bids_dir, output_dir)
-    edited = {}
-    if EDITS in named:
-        from bids_synthseg.edits import find_edits, run_edited
-
-        edited = find_edits(named[EDITS], groups, output_dir)
-    segmenter = Segmenter.load(options)
+    edited = find_edits(named[EDITS], groups, output_dir) if EDITS in named else {}
+    work, engine = _engine(Work(bids_dir, output_dir, options, edited), mine, given)
+    segmenter = work.segmenter
     write_dataset_files(bids_dir, output_dir, segmenter.table, named)
     tables = {"command_line": given, "segmentation": vars(options)}
     # Plan and methods text tell of the whole, so that all parts of a job write the same.
     methods = methods_of(groups, segmenter, options)
     write_run_files(output_dir, methods, tables, sys.argv, part and part.number)
     write_text(output_dir / "logs" / "plan.tsv", plan_text(groups, bids_dir))
-
-    def run_one(group: "ScanGroup") -> "SessionResult":
-        if maps := edited.get(group.key):
-            return run_edited(group, maps, bids_dir, output_dir, segmenter, options)
-        return run_session(group, bids_dir, output_dir, segmenter, options)
-
     stop = given["stop_on_first_crash"]
     return run_sessions(
-        mine, run_one, output_dir, stop_on_first_crash=stop, part=part and part.number
+        mine, engine, output_dir, stop_on_first_crash=stop, part=part and part.number
     )
+
+
+def _engine(
+    work: "Work", groups: "Sequence[ScanGroup]", given: dict[str, Any]
+) -> "tuple[Work, Engine]":
+    """What runs the sessions, and the work as this process itself can do it.
+
+    Where other processes do it, this one keeps off the GPUs.
+    """
+    from bids_synthseg.execution import in_turn, within_memory
+    from bids_synthseg.pipeline import devices
+    from bids_synthseg.processes import fitting_processes, processes
+    from bids_synthseg.resources import available_memory_gb
+
+    logs = work.output_dir / "logs"
+    if given["dask_scheduler"]:
+        from bids_synthseg.dask_cluster import on_scheduler
+
+        return work.with_device("cpu"), on_scheduler(given["dask_scheduler"], work, logs)
+    if given["dask_cluster"]:
+        from bids_synthseg.dask_cluster import on_cluster
+
+        return work.with_device("cpu"), on_cluster(given["dask_cluster"], work, logs)
+    there = devices(work.options.device)
+    n_cpus = work.options.n_cpus or 1
+    memory_gb = given["mem_gb"] or available_memory_gb()
+    n_procs = fitting_processes(given["n_procs"], groups, n_cpus, memory_gb, there)
+    if n_procs == 1:
+        work = work.with_device(there[0])
+        engine = in_turn(work, logs)
+    else:
+        LOG.info("%d sessions at a time on %s", n_procs, ", ".join(there))
+        engine = processes(work, n_procs, there, n_cpus, logs)
+        work = work.with_device("cpu")
+    return work, within_memory(engine, given["mem_gb"]) if given["mem_gb"] else engine
 
 
 def report(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
@@ -108,14 +147,12 @@ def report(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
 
 def train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     """Level participant with --train: one training run on all label maps of all data sets."""
-    import torch
-
     from bids_synthseg.bids.dataset import BIDSIGNORE, prepare_output
-    from bids_synthseg.execution import available_cpus
     from bids_synthseg.learning.config import read_config
     from bids_synthseg.learning.gather import Sources
     from bids_synthseg.learning.train import run_training
     from bids_synthseg.pipeline import choose_device
+    from bids_synthseg.resources import available_cpus, limit_threads
     from bids_synthseg.storage import write_text
 
     if not bids_dir.exists():
@@ -138,7 +175,7 @@ def train(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     output = prepare_output(bids_dir, output_dir)
     write_text(output / ".bidsignore", BIDSIGNORE)
     device = choose_device(given["device"])
-    torch.set_num_threads(given["n_cpus"] or available_cpus())
+    limit_threads(given["n_cpus"] or available_cpus())
     model = run_training(
         sources,
         output / "training",

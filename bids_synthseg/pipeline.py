@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import SimpleITK as sitk
 import torch
 
 from bids_synthseg import __version__, nifti
@@ -28,6 +27,7 @@ from bids_synthseg.errors import AppError, BadData, UsageProblem
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.registry import compare_checksums
 from bids_synthseg.models.tasks import SEGMENTATION, check_model
+from bids_synthseg.resources import limit_threads
 from bids_synthseg.segmentation.align import Alignment, align, itk_text
 from bids_synthseg.segmentation.labelling import label_volume
 from bids_synthseg.segmentation.predict import Segmented, segment
@@ -106,8 +106,7 @@ class Segmenter:
         """
         device = choose_device(options.device)
         if options.n_cpus:
-            torch.set_num_threads(options.n_cpus)
-            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(options.n_cpus)
+            limit_threads(options.n_cpus)
         shipped = shipped_folder()
         chosen = options.model or shipped / "segmentation.safetensors"
         paths = (chosen, shipped / "locator.safetensors")
@@ -140,6 +139,15 @@ def choose_device(name: str) -> torch.device:
     if not there.get(device.type, False):
         raise UsageProblem(f"--device {name}: not available here; use --device cpu or auto")
     return device
+
+
+def devices(name: str) -> list[str]:
+    """All devices that "auto", "cpu", "cuda[:n]" or "mps" stands for: every GPU where no number is
+    given; UsageProblem if there is none."""
+    device = choose_device(name)
+    if device.type == "cuda" and device.index is None:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [str(device)]
 
 
 def methods_of(groups: Sequence[ScanGroup], segmenter: Segmenter, options: Options) -> Methods:

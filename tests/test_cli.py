@@ -10,11 +10,13 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
-from bids_synthseg import __version__, arguments, cli, console
+from bids_synthseg import __version__, arguments, cli, console, work
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.methods import Methods
-from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.errors import BadData, TryAgainLater, UsageProblem
+from bids_synthseg.execution import in_turn
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,35 +46,39 @@ def raw(bids_tree):
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """Stands in for bids_synthseg.pipeline; notes options and sessions."""
-    stub = types.ModuleType("bids_synthseg.pipeline")
-    stub.sessions, stub.failing = [], set()
+    """Stands in for what the pipeline does; notes sessions, their options, and loaded devices."""
+    noted = types.SimpleNamespace(sessions=[], failing=set(), options=None, loaded=[])
 
     def run_session(group, bids_dir, output_dir, segmenter, options):
-        stub.sessions.append(group)
-        if group.label in stub.failing:
+        noted.sessions.append(group)
+        noted.options = options
+        if group.label in noted.failing:
             raise BadData(f"{group.label}: cannot be used; replace it")
         return types.SimpleNamespace(status="done", message="")
 
     def load(options):
-        stub.options = options
+        noted.loaded.append(options.device)
         return types.SimpleNamespace(table=LabelTable.default())
 
     def methods_of(groups, segmenter, options):
         return Methods(__version__, "0" * 64, ("T1w",), False, False, True, False, False)
 
-    stub.run_session, stub.methods_of = run_session, methods_of
-    stub.Segmenter = types.SimpleNamespace(load=load)
-    stub.choose_device = lambda name: name
-    stub.Options = lambda **fields: types.SimpleNamespace(**fields)
-    monkeypatch.setitem(sys.modules, "bids_synthseg.pipeline", stub)
-    return stub
+    def choose_device(name):  # every device is there
+        return torch.device("cpu" if name == "auto" else name)
+
+    work._load.cache_clear()
+    monkeypatch.setattr(work, "run_session", run_session)
+    monkeypatch.setattr("bids_synthseg.pipeline.Segmenter.load", load)
+    monkeypatch.setattr("bids_synthseg.pipeline.methods_of", methods_of)
+    monkeypatch.setattr("bids_synthseg.pipeline.choose_device", choose_device)
+    yield noted
+    work._load.cache_clear()
 
 
 def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
     arguments = ["--device", "cuda:1", "--no-tta", "--save-posteriors", "tissue", "--n-cpus", "3"]
     arguments += ["--overwrite", "--save-per-image", "--all-scans", "--model", "w.safetensors"]
-    arguments += ["--write-preproc", "always", "--viewer", "none"]
+    arguments += ["--write-preproc", "always", "--viewer", "none", "--n-procs", "1"]
     arguments += ["--derivatives", f"nesvor={tmp_path / 'nesvor'}"]
     (tmp_path / "nesvor").mkdir()
     about = {"Name": "a", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}
@@ -85,7 +91,7 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
         "save_posteriors": "tissue",
         "save_per_image": True,
         "write_preproc": "always",
-        "model": Path("w.safetensors"),
+        "model": Path("w.safetensors").absolute(),
         "all_scans": True,
         "overwrite": True,
         "viewer": "none",
@@ -118,15 +124,16 @@ def test_a_run_says_what_it_did(raw, tmp_path, pipeline, capsys):
 
 def test_edited_sessions_do_not_go_through_the_network(raw, tmp_path, pipeline, monkeypatch):
     edited = []
-    stub = types.ModuleType("bids_synthseg.edits")
-    stub.find_edits = lambda folder, groups, output: {("02", "a"): (folder / "map.nii.gz",)}
+
+    def find_edits(folder, groups, output_dir):
+        return {("02", "a"): (folder / "map.nii.gz",)}
 
     def run_edited(group, maps, bids_dir, output_dir, segmenter, options):
         edited.append((group.label, maps))
         return types.SimpleNamespace(status="done", message="")
 
-    stub.run_edited = run_edited
-    monkeypatch.setitem(sys.modules, "bids_synthseg.edits", stub)
+    monkeypatch.setattr("bids_synthseg.edits.find_edits", find_edits)
+    monkeypatch.setattr(work, "run_edited", run_edited)
     (tmp_path / "mine").mkdir()
     chosen = ("--derivatives", f"edits={tmp_path / 'mine'}")
     assert call(raw, tmp_path / "out", "participant", *chosen) == 0
@@ -160,6 +167,7 @@ def test_a_job_array_does_every_session_once(raw, tmp_path, pipeline, monkeypatc
         (("--num-parts", "2", "--part-id", "2"), "counted from 0 to 1"),
         (("--num-parts", "0"), "--num-parts"),
         (("--train", "--num-parts", "2"), "--num-parts does not go together with --train"),
+        (("--train", "--n-procs", "2"), "--n-procs does not go together with --train"),
     ],
 )
 def test_impossible_parts(raw, tmp_path, pipeline, monkeypatch, capsys, words, complaint):
@@ -203,6 +211,83 @@ def test_defaults(raw, tmp_path, pipeline, monkeypatch):
     assert pipeline.options.n_cpus == 1
     assert pipeline.options.model is None
     assert [len(g.scans) for g in pipeline.sessions] == [2, 1, 1]
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Engines of other processes do it in this one; what they are made with is noted."""
+    noted = []
+
+    def processes(work, n_procs, devices, n_cpus, logs):
+        noted.append((work.options.device, n_procs, devices, n_cpus))
+        return in_turn(work, logs)
+
+    def on_dask(where, work, logs):
+        noted.append((where, work.options.device, work.options.n_cpus))
+        return in_turn(work, logs)
+
+    monkeypatch.setattr("bids_synthseg.processes.processes", processes)
+    monkeypatch.setattr("bids_synthseg.dask_cluster.on_scheduler", on_dask)
+    monkeypatch.setattr("bids_synthseg.dask_cluster.on_cluster", on_dask)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        # A single process is this one; it takes the first of several GPUs.
+        (["--n-cpus", "8"], []),
+        (["--n-procs", "1", "--device", "cuda"], []),
+        (["--n-procs", "2", "--n-cpus", "8"], [("auto", 2, ["cpu"], 8)]),
+        (["--n-procs", "9", "--n-cpus", "8"], [("auto", 3, ["cpu"], 8)]),
+        (["--n-procs", "2", "--mem-gb", "2.5"], []),
+        (["--device", "cuda", "--n-cpus", "8"], [("cuda", 3, ["cuda:0", "cuda:1"], 8)]),
+        (["--device", "cuda:1", "--n-cpus", "8"], [("cuda:1", 2, ["cuda:1"], 8)]),
+        (["--dask-scheduler", "tcp://x"], [("tcp://x", "auto", None)]),
+        (["--dask-cluster", "x.toml", "--n-cpus", "3"], [(Path("x.toml"), "auto", 3)]),
+    ],
+)
+def test_who_does_the_sessions(raw, tmp_path, pipeline, engines, monkeypatch, words, expected):
+    monkeypatch.setattr("bids_synthseg.resources.available_memory_gb", lambda: 99.0)
+    assert call(raw, tmp_path / "out", "participant", *words) == 0
+    assert engines == expected
+    assert len(pipeline.sessions) == 3
+    # Where others do the work, this process keeps off the GPU.
+    first = "cuda:0" if "--device" in words else "cpu"
+    assert pipeline.loaded[0] == ("cpu" if expected else first)
+
+
+def test_a_session_that_is_too_large_does_not_begin(raw, tmp_path, pipeline, capsys):
+    words = ("--mem-gb", "1.2", "--n-procs", "2")
+    assert call(raw, tmp_path / "out", "participant", *words) == 1
+    assert [g.label for g in pipeline.sessions] == ["sub-02_ses-a", "sub-02_ses-b"]
+    assert "sub-01: needs about 1.2 GB of memory, --mem-gb allows 1.2" in capsys.readouterr().err
+
+
+def test_a_scheduler_out_of_reach_is_for_later(raw, tmp_path, pipeline, monkeypatch, capsys):
+    def on_scheduler(address, work, logs):
+        def engine(groups):
+            raise TryAgainLater(f"{address}: no answer; is the scheduler running?")
+            yield
+
+        return engine
+
+    monkeypatch.setattr("bids_synthseg.dask_cluster.on_scheduler", on_scheduler)
+    assert call(raw, tmp_path / "out", "participant", "--dask-scheduler", "tcp://x") == 75
+    assert "Error: tcp://x: no answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (console.Terminated("ended"), 143)]
+)
+def test_a_run_that_is_stopped(raw, tmp_path, pipeline, monkeypatch, capsys, stop, code):
+    def run_session(*_):
+        raise stop
+
+    monkeypatch.setattr(work, "run_session", run_session)
+    assert call(raw, tmp_path / "out", "participant") == code
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -266,6 +351,19 @@ def test_dry_run_prints_the_plan_and_writes_nothing(raw, tmp_path, capsys):
         (["RAW", "OUT"], 64, "ANALYSIS_LEVEL"),
         (["RAW", "OUT", "participant", "--no-such-option"], 64, "--no-such-option"),
         (["RAW", "OUT", "participant", "--n-cpus", "0"], 64, "--n-cpus"),
+        (["RAW", "OUT", "participant", "--n-procs", "0"], 64, "--n-procs"),
+        (["RAW", "OUT", "participant", "--mem-gb", "0"], 64, "--mem-gb"),
+        (
+            ["RAW", "OUT", "participant", "--dask-scheduler", "a", "--dask-cluster", "b"],
+            64,
+            "--dask-scheduler and --dask-cluster: leave one",
+        ),
+        (
+            ["RAW", "OUT", "participant", "--dask-cluster", "a", "--mem-gb", "2"],
+            64,
+            "--mem-gb is for this machine alone; leave it out with --dask-cluster",
+        ),
+        (["RAW", "OUT", "group", "--n-procs", "2"], 64, "--n-procs does not go"),
         (["RAW", "OUT", "participant", "--device", "gpu"], 64, "--device gpu"),
         (["RAW", "OUT", "participant", "--contrast", "FLAIR"], 64, "--contrast FLAIR"),
         (["RAW", "OUT", "participant", "--random-seed", "0"], 64, "--random-seed only goes"),
@@ -335,6 +433,7 @@ def training(monkeypatch):
         return out / "model.safetensors"
 
     monkeypatch.setattr(train, "run_training", run_training)
+    monkeypatch.setattr("bids_synthseg.resources.limit_threads", lambda n_threads: None)
     return told
 
 
@@ -375,7 +474,7 @@ def test_training_left_to_its_defaults(raw, tmp_path, pipeline, training):
         "sessions": (),
         "split_file": None,
         "out": tmp_path / "out" / "training",
-        "device": "auto",
+        "device": "cpu",
         "max_minutes": math.inf,
         "piece_mib": 0,
         "must_resume": False,
@@ -406,6 +505,7 @@ def test_the_same_training_call_goes_on(tmp_path, phantom_labels, monkeypatch, c
     from bids_synthseg.learning import train
 
     monkeypatch.setattr(train, "preview_sheet", lambda *_, **__: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command sets it for good
     folder, out = phantom_folder(tmp_path / "labels", phantom_labels), tmp_path / "out"
     config = tmp_path / "tiny.toml"
     config.write_text("shape = [16, 24, 16]\nbatch = 1\n[network]\nfeatures = [4]\nconvs = [1]\n")
@@ -457,11 +557,11 @@ def test_named_paths_are_unique():
             arguments.named_paths(wrong)
 
 
-def test_an_unexpected_exception_is_not_hidden(raw, tmp_path, pipeline):
+def test_an_unexpected_exception_is_not_hidden(raw, tmp_path, pipeline, monkeypatch):
     def load(options):
         raise ZeroDivisionError
 
-    pipeline.Segmenter.load = load
+    monkeypatch.setattr("bids_synthseg.pipeline.Segmenter.load", load)
     with pytest.raises(ZeroDivisionError):
         call(raw, tmp_path / "out", "participant")
 

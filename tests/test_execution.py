@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from bids_synthseg import execution
+from bids_synthseg.bids import plan
 from bids_synthseg.bids.scans import ScanGroup
-from bids_synthseg.errors import BadData, CannotCreate
+from bids_synthseg.errors import BadData, CannotCreate, TryAgainLater
+from bids_synthseg.execution import Outcome, attempt, in_turn, run_sessions, within_memory
+from bids_synthseg.status import COLUMNS, read_status
 
 GROUPS = [ScanGroup("01", "a", ()), ScanGroup("01", "b", ()), ScanGroup("02", None, ())]
 
@@ -37,14 +39,18 @@ def runner(outcomes):
     return run_one, calls
 
 
+def run(groups, run_one, output, **more):
+    return run_sessions(groups, in_turn(run_one, output / "logs"), output, **more)
+
+
 def statuses(output):
-    rows = execution.read_status(output / "logs" / "status.tsv")
+    rows = read_status(output / "logs" / "status.tsv")
     return {(row["subject"], row["session"]): row for row in rows}
 
 
 def test_all_done(tmp_path):
     run_one, calls = runner({"sub-02": done("2 scans")})
-    assert execution.run_sessions(GROUPS, run_one, tmp_path) == 0
+    assert run(GROUPS, run_one, tmp_path) == 0
     assert calls == ["sub-01_ses-a", "sub-01_ses-b", "sub-02"]
     rows = statuses(tmp_path)
     assert list(rows) == [("sub-01", "ses-a"), ("sub-01", "ses-b"), ("sub-02", "n/a")]
@@ -59,7 +65,7 @@ def test_a_failure_does_not_stop_the_others(tmp_path, caplog):
     run_one, calls = runner(
         {"sub-01_ses-a": BadData("x.nii.gz: empty;\n copy it"), "sub-01_ses-b": KeyError("wm")}
     )
-    assert execution.run_sessions(GROUPS, run_one, tmp_path) == 1
+    assert run(GROUPS, run_one, tmp_path) == 1
     assert len(calls) == 3
     rows = statuses(tmp_path)
     assert rows["sub-01", "ses-a"]["status"] == "failed"
@@ -76,7 +82,7 @@ def test_a_failure_does_not_stop_the_others(tmp_path, caplog):
 
 def test_stop_on_first_crash(tmp_path):
     run_one, calls = runner({"sub-01_ses-a": BadData("x")})
-    assert execution.run_sessions(GROUPS, run_one, tmp_path, stop_on_first_crash=True) == 1
+    assert run(GROUPS, run_one, tmp_path, stop_on_first_crash=True) == 1
     assert calls == ["sub-01_ses-a"]
     assert list(statuses(tmp_path)) == [("sub-01", "ses-a")]
 
@@ -88,23 +94,105 @@ def test_a_session_shows_as_running_meanwhile(tmp_path):
         seen.append(statuses(tmp_path)["sub-02", "n/a"]["status"])
         return done()
 
-    execution.run_sessions(GROUPS[2:], run_one, tmp_path)
+    run(GROUPS[2:], run_one, tmp_path)
     assert seen == ["running"]
 
 
 def test_interruption_is_written_down_and_goes_on_up(tmp_path):
     run_one, calls = runner({"sub-01_ses-a": KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
-        execution.run_sessions(GROUPS, run_one, tmp_path)
+        run(GROUPS, run_one, tmp_path)
     assert calls == ["sub-01_ses-a"]
-    assert statuses(tmp_path)["sub-01", "ses-a"]["status"] == "interrupted"
+    assert list(statuses(tmp_path)) == [("sub-01", "ses-a")]
+    row = statuses(tmp_path)["sub-01", "ses-a"]
+    assert (row["status"], row["message"]) == ("interrupted", "interrupted by the user")
+    assert "interrupted" in (tmp_path / "logs" / "sub-01_ses-a.log").read_text()
+
+
+class Scripted:
+    """An engine that yields what it is told and notes when it is closed."""
+
+    def __init__(self, *events):
+        self.events, self.closed = events, False
+
+    def __call__(self, groups):
+        try:
+            for event in self.events:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            self.closed = True
+
+
+A, B, C = GROUPS
+
+
+def test_sessions_may_run_side_by_side_and_end_in_any_order(tmp_path):
+    ends = [(B, Outcome("done", "x", 3.0, 700.0)), (C, Outcome("skipped")), (A, Outcome("failed"))]
+    engine = Scripted((A, None), (B, None), ends[0], (C, None), *ends[1:])
+    assert run_sessions(GROUPS, engine, tmp_path) == 1
+    assert engine.closed
+    rows = [tuple(row[name] for name in COLUMNS) for row in statuses(tmp_path).values()]
+    assert rows == [
+        ("sub-01", "ses-a", "failed", "0.0", "n/a", "n/a"),
+        ("sub-01", "ses-b", "done", "3.0", "700", "x"),
+        ("sub-02", "n/a", "skipped", "0.0", "n/a", "n/a"),
+    ]
+
+
+def test_stopping_on_a_crash_closes_the_engine(tmp_path, caplog):
+    engine = Scripted((A, None), (B, None), (B, Outcome("interrupted")), (C, None))
+    assert run_sessions(GROUPS, engine, tmp_path, stop_on_first_crash=True) == 1
+    assert engine.closed
+    rows = {key: (row["status"], row["message"]) for key, row in statuses(tmp_path).items()}
+    assert rows["sub-01", "ses-a"] == ("interrupted", "stopped as another session failed")
+    assert ("sub-02", "n/a") not in rows
+    assert "2 sessions left" in caplog.text
+
+
+def test_what_runs_when_the_engine_fails_is_written_down(tmp_path):
+    engine = Scripted((A, None), (B, None), (A, Outcome("done")), TryAgainLater("tcp://x:\n lost"))
+    with pytest.raises(TryAgainLater):
+        run_sessions(GROUPS, engine, tmp_path)
+    rows = {key: (row["status"], row["message"]) for key, row in statuses(tmp_path).items()}
+    assert rows == {
+        ("sub-01", "ses-a"): ("done", "n/a"),
+        ("sub-01", "ses-b"): ("interrupted", "tcp://x: lost"),
+    }
+
+
+def test_an_outcome_is_one_of_four():
+    with pytest.raises(ValueError, match="running"):
+        Outcome("running")
+
+
+def test_a_session_whose_log_cannot_be_written_fails(tmp_path):
+    (tmp_path / "sub-02.log").mkdir()
+    run_one, calls = runner({})
+    outcome = attempt(C, run_one, tmp_path)
+    assert outcome.status == "failed" and "sub-02.log" in outcome.message
+    assert calls == []
+
+
+def test_what_needs_too_much_memory_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "MEMORY_MB", 1500.0)
+    run_one, calls = runner({})
+    large = {"01": 1.4, "02": 1.6}
+    for subject, memory_gb in large.items():
+        engine = within_memory(in_turn(run_one, tmp_path / "logs"), memory_gb)
+        group = ScanGroup(subject, None, ())
+        assert run_sessions([group], engine, tmp_path) == (memory_gb < 1.5)
+    assert calls == ["sub-02"]
+    message = statuses(tmp_path)["sub-01", "n/a"]["message"]
+    assert message.startswith("needs about 1.5 GB of memory, --mem-gb allows 1.4; raise it")
 
 
 def test_earlier_rows_stay_and_are_replaced(tmp_path):
     run_one, _ = runner({"sub-02": BadData("broken")})
-    execution.run_sessions(GROUPS, run_one, tmp_path)
+    run(GROUPS, run_one, tmp_path)
     run_again, _ = runner({})
-    assert execution.run_sessions(GROUPS[2:], run_again, tmp_path) == 0
+    assert run(GROUPS[2:], run_again, tmp_path) == 0
     rows = statuses(tmp_path)
     assert len(rows) == 3
     assert rows["sub-02", "n/a"]["status"] == "done"
@@ -112,70 +200,11 @@ def test_earlier_rows_stay_and_are_replaced(tmp_path):
 
 
 def test_part_has_its_own_table(tmp_path):
-    execution.run_sessions(GROUPS[:1], runner({})[0], tmp_path, part=3)
+    run(GROUPS[:1], runner({})[0], tmp_path, part=3)
     assert [p.name for p in (tmp_path / "logs").glob("status*")] == ["status_part-3.tsv"]
-
-
-@pytest.mark.parametrize(
-    "text", ["something\telse\n1\t2\n", "\t".join(execution.COLUMNS) + "\nsub-01\n"]
-)
-def test_a_damaged_table_is_begun_anew(tmp_path, text, caplog):
-    table = tmp_path / "logs" / "status.tsv"
-    table.parent.mkdir()
-    table.write_text(text)
-    execution.run_sessions(GROUPS[2:], runner({})[0], tmp_path)
-    assert list(statuses(tmp_path)) == [("sub-02", "n/a")]
-    assert len([said for said in caplog.messages if f"begun anew, {table}" in said]) == 1
 
 
 def test_logs_that_cannot_be_written(tmp_path):
     (tmp_path / "logs").write_text("a file where the folder should be")
     with pytest.raises(CannotCreate, match="logs"):
-        execution.run_sessions(GROUPS, runner({})[0], tmp_path)
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """machine(cgroup text, {file: text}, environment) -> available_cpus of a 16-core machine."""
-    monkeypatch.setattr(execution.os, "sched_getaffinity", lambda _: range(16), raising=False)
-
-    def cpus(proc="", files=None, environ=None):
-        (tmp_path / "proc").write_text(proc)
-        for name, text in (files or {}).items():
-            path = tmp_path / "cgroup" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return execution.available_cpus(environ or {}, tmp_path / "proc", tmp_path / "cgroup")
-
-    return cpus
-
-
-@pytest.mark.parametrize(
-    ("proc", "files", "environ", "expected"),
-    [
-        ("", {}, {}, 16),
-        ("", {}, {"SLURM_CPUS_PER_TASK": "3"}, 3),
-        ("", {}, {"SLURM_CPUS_PER_TASK": "64"}, 16),
-        ("", {}, {"SLURM_CPUS_PER_TASK": "x", "OMP_NUM_THREADS": "2"}, 2),
-        # Version 2: the group itself is not limited, the one above it is.
-        ("0::/job/a\n", {"job/a/cpu.max": "max 100000\n", "job/cpu.max": "400000 100000"}, {}, 4),
-        ("0::/\n", {"cpu.max": "250000 100000\n"}, {}, 2),
-        ("0::/\n", {"cpu.max": "50000 100000\n"}, {}, 1),
-        # In a container the group's path is the host's: only the top is there.
-        ("0::/docker/123\n", {"cpu.max": "500000 100000\n"}, {}, 5),
-        # Version 1, -1 is no limit.
-        (
-            "3:cpu,cpuacct:/s\n2:memory:/m\n",
-            {"cpu/s/cpu.cfs_quota_us": "600000\n", "cpu/s/cpu.cfs_period_us": "100000\n"},
-            {},
-            6,
-        ),
-        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, {}, 16),
-    ],
-)
-def test_available_cpus(machine, proc, files, environ, expected):
-    assert machine(proc, files, environ) == expected
-
-
-def test_available_cpus_without_control_groups(tmp_path):
-    assert execution.available_cpus({}, tmp_path / "none", tmp_path) >= 1
+        run(GROUPS, runner({})[0], tmp_path)

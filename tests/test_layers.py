@@ -18,16 +18,16 @@ PACKAGE = ROOT / "bids_synthseg"
 # "version" stands for bids_synthseg/__init__.py.
 TIERS = (
     {"version", "errors"},
-    {"storage", "console", "toml", "tsv"},
+    {"storage", "console", "resources", "toml", "tsv"},
     {"anatomy"},
     {"nifti", "phantom"},
     {"synthesis", "models"},
     {"segmentation", "learning", "bids"},
-    {"spaces", "arguments"},
+    {"spaces", "arguments", "status", "progress"},
     {"pipeline"},
     {"execution", "edits", "demo", "evaluation", "figure", "painting"},
-    {"scorecard"},
-    {"trials"},
+    {"scorecard", "work"},
+    {"trials", "processes", "dask_cluster"},
     {"accuracy", "levels", "submission"},
     {"cli", "workbench"},
     {"__main__"},
@@ -36,8 +36,9 @@ TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 # Importing any of these must not load torch, neither itself nor through another module.
 WITHOUT_TORCH = {
     "version", "errors", "storage", "console", "toml", "tsv", "arguments", "anatomy", "nifti",
-    "phantom", "bids", "execution", "demo", "evaluation", "figure", "scorecard", "levels",
-    "submission", "cli", "workbench", "__main__",
+    "phantom", "bids", "resources", "status", "progress", "execution", "processes",
+    "dask_cluster", "demo", "evaluation", "figure", "scorecard", "levels", "submission", "cli",
+    "workbench", "__main__",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from conftest import nifti, write_tree
 from handmade import grid, head, interior, locator, reader, segmenter
 from scipy.spatial.transform import Rotation
 
-from bids_synthseg import cli, console, pipeline, spaces
+from bids_synthseg import cli, console, pipeline, spaces, work
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.volume import Grid
 from bids_synthseg.bids import report
@@ -24,11 +24,11 @@ from bids_synthseg.bids.nibabies import view_folder
 from bids_synthseg.bids.quality import MEASURES, Quality
 from bids_synthseg.bids.query import find_scan_groups
 from bids_synthseg.errors import BadData, UsageProblem
-from bids_synthseg.execution import read_status
 from bids_synthseg.models.checkpoint import save_model
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
-from bids_synthseg.pipeline import Options, Segmenter, choose_device, run_session
+from bids_synthseg.pipeline import Options, Segmenter, choose_device, devices, run_session
+from bids_synthseg.status import read_status
 
 pytestmark = pytest.mark.usefixtures("package_log")
 
@@ -580,7 +580,10 @@ def call(*arguments):
 @pytest.fixture
 def hand_made(monkeypatch):
     """The command finds the hand-made networks where it would load weights."""
+    work._load.cache_clear()
     monkeypatch.setattr(Segmenter, "load", staticmethod(lambda options: segmenter()))
+    yield
+    work._load.cache_clear()
 
 
 def write_raw(root, contents):
@@ -669,11 +672,16 @@ def test_weights_are_loaded_with_their_checksum(tmp_path, monkeypatch):
         Segmenter.load(Options(device="cpu", model=tmp_path / "other.safetensors"))
 
 
-def test_devices():
+def test_devices(monkeypatch):
+    assert devices("cpu") == ["cpu"]
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(UsageProblem, match="--device cuda:99"):
         choose_device("cuda:99")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert devices("auto") == devices("cuda") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert devices("cuda:2") == ["cuda:2"]
 
 
 def test_the_hand_made_locator_is_what_the_pipeline_expects():

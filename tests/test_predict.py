@@ -169,6 +169,40 @@ def test_a_box_that_does_not_settle_is_reported(oblique, monkeypatch):
     assert result.warnings == ("the size of the brain did not settle: check the result",)
 
 
+class Crowded(GreyReader):
+    """The GPU it is on has no room for it; its copies are elsewhere."""
+
+    def __init__(self):
+        super().__init__(LabelTable.default())
+        self.home = id(self)
+        self.crowded = True
+        self.asked = 0
+
+    def forward(self, image):
+        self.asked += 1
+        if self.crowded and id(self) == self.home:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(image)
+
+
+def test_a_scan_that_the_gpu_has_no_room_for(oblique, caplog):
+    caplog.set_level("INFO", "bids_synthseg")
+    expected = segment(oblique[1], reader(), locator())
+    model = replace(reader(), network=Crowded())
+    model.network.levels.requires_grad_(False)
+    result = segment(oblique[1], model, locator())
+    assert torch.equal(result.field.data, expected.field.data)
+    assert result.warnings == ()  # nothing is wrong with the result
+    assert caplog.messages == ["cpu: out of memory; this scan is segmented on the CPU"]
+    # The next scan is tried where the network is.
+    model.network.crowded = False
+    before = model.network.asked
+    assert before == 1
+    segment(oblique[1], model, locator())
+    assert model.network.asked > before
+    assert len(caplog.messages) == 1
+
+
 def test_where_the_locator_sees_nothing_the_network_still_may(oblique):
     labels, image = oblique
     result = segment(image, reader(), locator(level=2.0))

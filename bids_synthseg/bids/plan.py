@@ -58,15 +58,19 @@ def plan_text(groups: Sequence[ScanGroup], bids_dir: Path) -> str:
 
 def plan_summary(groups: Sequence[ScanGroup]) -> str:
     """One line on all sessions together."""
-    total = max(1, round(sum(map(expected_seconds, groups)) / 60))
-    hours, minutes = divmod(total, 60)
-    took = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    took = in_words(sum(map(expected_seconds, groups)))
     memory_gb = max(map(expected_memory_mb, groups), default=0.0) / 1000
     scans = sum(len(group.scans) for group in groups)
     return (
         f"{_count(len(groups), 'session')}, {_count(scans, 'scan')}: about {took} "
         f"one after another on two cores, {memory_gb:.1f} GB of memory"
     )
+
+
+def in_words(seconds: float) -> str:
+    """For example "2 h 5 min", at least "1 min"."""
+    hours, minutes = divmod(max(1, round(seconds / 60)), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _count(number: int, noun: str) -> str:

@@ -24,7 +24,7 @@ from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 STATUSES = {
     "done": "finished, by the last run or one before",
     "failed": "stopped by an error, which the message names",
-    "interrupted": "stopped by the user",
+    "interrupted": "stopped before its end",
     "unfinished": "not finished: still running, or killed without a word",
     "incomplete": "finished once, but its volumes are missing or broken now",
     "unknown": "volumes are there, but nothing in logs/ tells of them",

@@ -4,8 +4,10 @@ The working grid runs along the scan's own axes (in canonical order), is isotrop
 that the brain's box fills the same part of it as in training.
 """
 
+import copy
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from bids_synthseg.models.inputs import network_input
 from bids_synthseg.segmentation.field import GridField
 from bids_synthseg.segmentation.locate import BrainBox, air_value, box_of, locate
 from bids_synthseg.segmentation.quality import aseg_agreement
+
+LOG = logging.getLogger(__name__)
 
 BOX_TOLERANCE = 0.06
 """The segmentation's own box may differ from the one it was made in by this fraction."""
@@ -54,9 +58,29 @@ def segment(scan: Volume, model: Model, locator: Model, mirror: bool = True) -> 
 
     If the box of the segmented brain disagrees with the box it was cut out by, the network runs
     again in the box that it found itself. `mirror`: average with what the network says of the
-    mirrored image.
+    mirrored image. A scan for which the memory of the GPU is too small, as others may use it at the
+    moment, is done on the CPU: smaller tiles would change the answer, as normalisation and
+    coordinates are those of the whole grid.
     """
     canonical, _ = scan.canonical()
+    try:
+        return _segment(canonical, model, locator, mirror)
+    except torch.cuda.OutOfMemoryError:
+        # No more here: the exception holds on to what was on the GPU.
+        LOG.info("%s: out of memory; this scan is segmented on the CPU", model.device)
+    torch.cuda.empty_cache()
+    return _segment(canonical, _on_cpu(model), _on_cpu(locator), mirror)
+
+
+def _on_cpu(model: Model) -> Model:
+    """A copy of a model that takes no memory of the GPU, not even while it is made."""
+    copies: dict[int, torch.Tensor] = {id(one): one.cpu() for one in model.network.buffers()}
+    for one in model.network.parameters():
+        copies[id(one)] = torch.nn.Parameter(one.detach().cpu(), one.requires_grad)
+    return replace(model, network=copy.deepcopy(model.network, copies))
+
+
+def _segment(canonical: Volume, model: Model, locator: Model, mirror: bool) -> Segmented:
     box = locate(canonical, locator)
     warnings = []
     if not box.found:
