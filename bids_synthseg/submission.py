@@ -1,22 +1,57 @@
-"""A data set as a SLURM job array: the script of the array, which of its parts are left, `sbatch`.
+"""A data set, or a training run, as SLURM jobs: the scripts, which parts are left, `sbatch`.
 
-Every task does one part (`--num-parts`, `--part-id`); a job that waits for all of them makes the
-group level. What is left is read from the plan and the status tables in the output, so that a part
-that was killed, ran out of memory or never started counts as left.
+Every task of an array does one part (`--num-parts`, `--part-id`); a job that waits for all of them
+makes the group level. What is left is read from the plan and the status tables in the output, so
+that a part that was killed, ran out of memory or never started counts as left.
 """
 
+import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from bids_synthseg.arguments import Part
 from bids_synthseg.errors import InputMissing, TryAgainLater, UsageProblem
+from bids_synthseg.storage import make_folder
 from bids_synthseg.tsv import read_rows
 
 FINISHED = ("done", "skipped")
+
+PATH_OPTIONS = (
+    "--bids-database-dir",
+    "--bids-filter-file",
+    "--config",
+    "--derivatives",
+    "--init-from",
+    "--model",
+    "--split-file",
+    "--validation",
+)
+"""Words of the App after which files or folders stand."""
+NAMES_TOO = ("--config", "--init-from")
+"""Those after which the name of something that ships may stand instead."""
+
+NOTICE_S = 120
+"""A training run is told so long before its time is up: room for a step and a checkpoint."""
+
+_GOES_ON = """\
+again=""
+# The time is almost up: the run makes a checkpoint and ends, the job gets into the queue again.
+trap 'again=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+# Preempted or cancelled: the run is told as well, and this shell waits for its checkpoint.
+trap : TERM
+{command} &
+step=$!
+# A trap ends a wait, not the run.
+while kill -0 "$step" 2> /dev/null; do wait "$step" || true; done
+code=0
+wait "$step" || code=$?
+if [ -n "$again" ] && [ "$code" -ne 0 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code\""""
 
 
 @dataclass(frozen=True)
@@ -24,24 +59,40 @@ class Job:
     """What to run where.
 
     container: a SIF to run with Apptainer, None for the command as it is installed; cpus, mem_gb,
-    time: of one task; throttle: tasks at once, 0 for any number; extra: more words for the App.
+    time: of one task, which for training is a node; n_procs: sessions at once in a task, None for
+    what the App chooses, or processes per node that train, None for one per GPU; throttle: tasks at
+    once, 0 for any number; extra: more words for the App. Raises UsageProblem.
     """
 
     bids_dir: Path
     output_dir: Path
-    num_parts: int
+    num_parts: int = 1
     container: Path | None = None
     partition: str = ""
     gres: str = ""
     time: str = "04:00:00"
     mem_gb: int = 4
     cpus: int = 2
+    n_procs: int | None = None
+    nodes: int = 1
     throttle: int = 0
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.num_parts, self.mem_gb, self.cpus) < 1 or self.throttle < 0:
-            raise UsageProblem("--num-parts, --mem-gb and --cpus must be at least 1")
+        n_procs = 1 if self.n_procs is None else self.n_procs
+        counts = (self.num_parts, self.mem_gb, self.cpus, self.nodes, n_procs)
+        if min(counts) < 1 or self.throttle < 0:
+            raise UsageProblem(
+                "--num-parts, --mem-gb, --cpus, --nodes and --n-procs must be at least 1"
+            )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one task: the number at the end of "gpu:a100:4", else 1, 0 without "gpu"."""
+        if "gpu" not in self.gres:
+            return 0
+        count = re.search(r"gpu[^,]*:(\d+)(?=,|$)", self.gres)
+        return int(count[1]) if count else 1
 
 
 def parts_left(output_dir: Path, num_parts: int) -> list[int]:
@@ -78,19 +129,63 @@ def array_text(parts: Sequence[int], throttle: int = 0) -> str:
 
 def array_script(job: Job, parts: Sequence[int]) -> str:
     """The sbatch script of the participant level."""
-    words = ["participant", "--num-parts", str(job.num_parts)]
-    # The shell of the task knows its number and its cores.
+    words = ["--num-parts", str(job.num_parts), "--mem-gb", str(job.mem_gb)]
+    if job.n_procs:
+        words += ["--n-procs", str(job.n_procs)]
+    extra, paths = _with_absolute_paths(job.extra)
+    # The shell of the task knows its number and its cores. It gives its place to the App, since
+    # SLURM tells the shell alone that the job is to end.
     command = (
-        f"{_command(job, words)} "
+        f"exec {_command(job, 'participant', words, paths)} "
         '--part-id "$SLURM_ARRAY_TASK_ID" --n-cpus "$SLURM_CPUS_PER_TASK"'
-        f"{''.join(f' {shlex.quote(word)}' for word in job.extra)}"
+        f"{''.join(f' {shlex.quote(word)}' for word in extra)}"
     )
-    return _script(job, "bids_synthseg", command, {"array": array_text(parts, job.throttle)})
+    array = {"array": array_text(parts, job.throttle)}
+    return _script(job, "bids_synthseg", "slurm-%A_%a", command, array)
 
 
 def group_script(job: Job) -> str:
     """The sbatch script of the group level."""
-    return _script(job, "bids_synthseg_group", _command(job, ["group"]), {})
+    return _script(job, "bids_synthseg_group", "slurm-%j", f"exec {_command(job, 'group')}")
+
+
+def training_script(job: Job) -> str:
+    """The sbatch script of a training run on one or several nodes, which goes on by itself.
+
+    A job that is preempted, or about to reach its time limit, writes a checkpoint and waits for its
+    turn again.
+    """
+    processes = job.n_procs or job.gpus or 1
+    words = ["--train", "--n-cpus", str(max(1, job.cpus // processes))]
+    extra, paths = _with_absolute_paths(job.extra)
+    torchrun = ["torchrun", "--nproc-per-node", str(processes)]
+    meeting = ""
+    if job.nodes == 1:
+        torchrun.append("--standalone")
+    else:
+        torchrun += ["--nnodes", str(job.nodes), "--rdzv-backend", "c10d"]
+        # Two jobs may share a node: ports differ. Known to the shell of the job only.
+        meeting = (
+            ' --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint '
+            '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+            ':$((20000 + SLURM_JOB_ID % 10000))"'
+        )
+    app = [*_folders(job), "participant", *words, *extra]
+    command = (
+        'srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" '
+        f"{shlex.join([*_inside(job, paths, 'exec'), *torchrun])}{meeting} "
+        f"{shlex.join(['-m', 'bids_synthseg', *app])}"
+    )
+    settings: dict[str, str | None] = {
+        "nodes": str(job.nodes),
+        "ntasks-per-node": "1",
+        "requeue": None,
+        "signal": f"B:USR1@{NOTICE_S}",
+        "open-mode": "append",
+    }
+    return _script(
+        job, "bids_synthseg_train", "training-%j", _GOES_ON.format(command=command), settings
+    )
 
 
 def submit(script: str, output_dir: Path, after: str = "") -> str:
@@ -101,8 +196,7 @@ def submit(script: str, output_dir: Path, after: str = "") -> str:
     """
     if shutil.which("sbatch") is None:
         raise InputMissing("sbatch: not found; submit on a login node of the cluster, not here")
-    # SLURM does not make the folder of its logs, and fails without a word where it is missing.
-    (output_dir / "logs").mkdir(parents=True, exist_ok=True)
+    make_folder(output_dir / "logs")
     wait = [f"--dependency=afterany:{after}"] if after else []
     done = subprocess.run(
         ["sbatch", "--parsable", *wait], input=script, capture_output=True, text=True, check=False
@@ -112,19 +206,75 @@ def submit(script: str, output_dir: Path, after: str = "") -> str:
     return done.stdout.strip().partition(";")[0]
 
 
-def _command(job: Job, words: Sequence[str]) -> str:
-    """The App with its folders: installed, or in a container that sees nothing else."""
-    bids_dir, output_dir = job.bids_dir.resolve(), job.output_dir.resolve()
+def _command(job: Job, level: str, words: Sequence[str] = (), paths: Sequence[Path] = ()) -> str:
+    """The App at a level, installed or in a container."""
+    app = _inside(job, paths, "run") or ["bids_synthseg"]
+    return shlex.join([*app, *_folders(job), level, *words])
+
+
+def _folders(job: Job) -> list[str]:
+    return [str(job.bids_dir.resolve()), str(job.output_dir.resolve())]
+
+
+def _inside(job: Job, paths: Sequence[Path], verb: str) -> list[str]:
+    """The start of a command in the container, which sees `paths` and the job's two folders under
+    their own names, so that links from the output to other data sets hold outside as well; nothing
+    for an installation. verb: "run" or "exec". Raises UsageProblem for a path it cannot be given.
+    """
     if job.container is None:
-        return shlex.join(["bids_synthseg", str(bids_dir), str(output_dir), *words])
-    gpu = ["--nv"] if "gpu" in job.gres else []
-    apptainer = ["apptainer", "run", "--cleanenv", "--containall", *gpu]
-    binds = ["-B", f"{bids_dir}:/data:ro", "-B", f"{output_dir}:/out"]
+        return []
+    modes = {path: ":ro" for path in (*paths, job.bids_dir.resolve())}
+    modes[job.output_dir.resolve()] = ""
+    if unfit := [path for path in modes if re.search("[:,]", str(path))]:
+        raise UsageProblem(
+            f"{unfit[0]}: Apptainer cannot bind a path with ':' or ','; rename it, or make a link"
+        )
+    # Parents first: a folder would hide what was bound below it before.
+    in_order = sorted(modes, key=lambda path: len(path.parts))
+    binds = [word for path in in_order for word in ("-B", f"{path}:{path}{modes[path]}")]
+    gpu = ["--nv"] if job.gpus else []
     sif = str(job.container.resolve())
-    return shlex.join([*apptainer, *binds, sif, "/data", "/out", *words])
+    return ["apptainer", verb, "--cleanenv", "--containall", *gpu, *binds, sif]
 
 
-def _script(job: Job, name: str, command: str, more: dict[str, str]) -> str:
+def _with_absolute_paths(words: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """The App's words with the paths among them made absolute, and these paths.
+
+    Raises InputMissing for one that is not there: better here than in every task.
+    """
+    changed: list[str] = []
+    paths: list[Path] = []
+    option = ""
+    for word in words:
+        before, value = "", word
+        if word.startswith("-"):
+            option, sign, value = word.partition("=")
+            before = option + sign
+        if option == "--derivatives" and value:
+            name, sign, value = value.partition("=")
+            before += name + sign
+        place = Path(value)
+        if option not in PATH_OPTIONS or not value:
+            changed.append(word)
+        elif place.exists():
+            paths.append(place.resolve())
+            changed.append(f"{before}{place.resolve()}")
+        elif option in NAMES_TOO:
+            changed.append(word)
+        else:
+            raise InputMissing(f"{place}: no such file or folder; check {option}")
+    return changed, paths
+
+
+def _script(
+    job: Job,
+    name: str,
+    log: str,
+    command: str,
+    more: Mapping[str, str | None] = MappingProxyType({}),
+) -> str:
+    """A script for sbatch; more: options of sbatch, None for a flag, left out where empty."""
+    logs = job.output_dir.resolve() / "logs"
     settings = {
         "job-name": name,
         **more,
@@ -133,7 +283,13 @@ def _script(job: Job, name: str, command: str, more: dict[str, str]) -> str:
         "cpus-per-task": str(job.cpus),
         "partition": job.partition,
         "gres": job.gres,
-        "output": f"{job.output_dir.resolve()}/logs/slurm-{'%A_%a' if more else '%j'}.out",
+        "output": f"{logs}/{log}.out",
     }
-    lines = [f"#SBATCH --{key}={shlex.quote(value)}" for key, value in settings.items() if value]
-    return "\n".join(["#!/bin/bash", *lines, "set -euo pipefail", command, ""])
+    options = [
+        f"#SBATCH --{key}" + ("" if value is None else f"={shlex.quote(value)}")
+        for key, value in settings.items()
+        if value != ""
+    ]
+    # SLURM does not make the folder of its logs, and fails without a word where it is missing.
+    hint = f"# Before sbatch: mkdir -p {shlex.quote(str(logs))}"
+    return "\n".join(["#!/bin/bash", *options, hint, "set -euo pipefail", command, ""])

@@ -94,8 +94,8 @@ def accuracy(
     inputs/adult-head and brain_volume_by_age.tsv; what is not there is left out.
     """
     from bids_synthseg.accuracy import SECTIONS, run_accuracy
-    from bids_synthseg.execution import available_cpus
     from bids_synthseg.pipeline import Options, Segmenter
+    from bids_synthseg.resources import available_cpus
 
     if unknown := sorted(set(only) - set(SECTIONS)):
         raise UsageProblem(f"--only {unknown[0]}: not known; use {', '.join(SECTIONS)}")
@@ -213,27 +213,59 @@ def synthesize(
 @command.command()
 @click.argument("bids_dir", type=PATH)
 @click.argument("output_dir", type=PATH)
-@click.option("--num-parts", type=click.IntRange(min=1), required=True, metavar="N",
+@click.option("--num-parts", type=click.IntRange(min=1), metavar="N",
               help="Tasks of the job array; the same N as before with --failed.")
+@click.option("--train", is_flag=True,
+              help="A training run instead (--train of the App), which goes on after a preemption "
+                   "and after its time limit.")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Nodes that train.")
 @click.option("--container", type=PATH, metavar="SIF",
               help="Run this image with Apptainer.  [default: the command as it is installed]")
 @click.option("--partition", default="", metavar="NAME")
 @click.option("--gres", default="", metavar="SPEC", help="For instance gpu:1.")
 @click.option("--time", default="04:00:00", show_default=True, help="Of one task.")
-@click.option("--mem-gb", default=4, show_default=True, type=click.IntRange(min=1))
-@click.option("--cpus", default=2, show_default=True, type=click.IntRange(min=1))
-@click.option("--throttle", default=0, metavar="N", help="Tasks at once.  [default: no limit]")
+@click.option("--mem-gb", default=4, show_default=True, type=click.IntRange(min=1),
+              help="Of one task; training: of one node.")
+@click.option("--cpus", default=2, show_default=True, type=click.IntRange(min=1),
+              help="As --mem-gb.")
+@click.option("--n-procs", type=click.IntRange(min=1), metavar="N",
+              help="Sessions at once in a task; training: processes per node.  [default: what the "
+                   "App chooses; training: one per GPU of --gres, else 1]")
+@click.option("--throttle", type=click.IntRange(min=1), metavar="N",
+              help="Tasks at once.  [default: no limit]")
 @click.option("--failed", is_flag=True, help="Only parts with a session that is not finished.")
-@click.option("--group/--no-group", "with_group", default=True, show_default=True,
-              help="Level group when all tasks have ended.")
+@click.option("--group/--no-group", "with_group", default=None,
+              help="Level group when all tasks have ended.  [default: group]")
 @click.option("--submit", "hand_over", is_flag=True,
               help="Hand the scripts to sbatch instead of printing them.")
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF THE APP]")
-def submit(failed: bool, with_group: bool, hand_over: bool, **given: Any) -> None:
-    """Print, or submit, the SLURM job array that segments BIDS_DIR into OUTPUT_DIR."""
+def submit(
+    train: bool, failed: bool, with_group: bool | None, hand_over: bool, **given: Any
+) -> None:
+    """Print, or submit, the SLURM jobs that segment BIDS_DIR into OUTPUT_DIR, or train."""
     from bids_synthseg import submission
 
-    job = submission.Job(**given)
+    one_sided = {
+        "--num-parts": given["num_parts"],
+        "--throttle": given["throttle"],
+        "--failed": failed or None,
+        "--group": with_group,
+    }
+    misplaced = [name for name, value in one_sided.items() if value is not None]
+    if train and misplaced:
+        raise UsageProblem(f"{misplaced[0]} does not go with --train; leave one of them out")
+    if not train and given["nodes"]:
+        raise UsageProblem("--nodes only goes with --train; a task of an array has one node")
+    if not train and not given["num_parts"]:
+        raise UsageProblem("--num-parts: say in how many tasks to cut the data set")
+    job = submission.Job(**{name: value for name, value in given.items() if value is not None})
+    if train:
+        script = submission.training_script(job)
+        if hand_over:
+            click.echo(f"Job {submission.submit(script, job.output_dir)}: training.")
+        else:
+            click.echo(script, nl=False)
+        return
     parts = list(range(job.num_parts))
     if failed:
         parts = submission.parts_left(job.output_dir, job.num_parts)
@@ -241,7 +273,7 @@ def submit(failed: bool, with_group: bool, hand_over: bool, **given: Any) -> Non
         click.echo("Every part is finished.")
         return
     array = submission.array_script(job, parts)
-    group = submission.group_script(job) if with_group else ""
+    group = "" if with_group is False else submission.group_script(job)
     if not hand_over:
         click.echo("\n".join(one for one in (array, group) if one), nl=False)
         return

@@ -1,19 +1,28 @@
 """SLURM job arrays: scripts by hand, what is left, a stand-in for sbatch."""
 
 import os
+import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from bids_synthseg import cli
 from bids_synthseg.errors import InputMissing, TryAgainLater, UsageProblem
 from bids_synthseg.submission import (
+    NAMES_TOO,
+    PATH_OPTIONS,
     Job,
     array_script,
     array_text,
     group_script,
     parts_left,
     submit,
+    training_script,
 )
 from bids_synthseg.workbench import command
 
@@ -74,25 +83,196 @@ def test_the_script_of_an_installation(tmp_path):
     assert f"#SBATCH --output={tmp_path}/o/logs/slurm-%A_%a.out" in lines
     assert not any("gres" in line for line in lines)
     assert lines[-1] == (
-        f"bids_synthseg {tmp_path}/b {tmp_path}/o participant --num-parts 9 "
+        f"exec bids_synthseg {tmp_path}/b {tmp_path}/o participant --num-parts 9 --mem-gb 4 "
         '--part-id "$SLURM_ARRAY_TASK_ID" --n-cpus "$SLURM_CPUS_PER_TASK" --no-tta'
     )
 
 
 def test_the_script_of_a_container(tmp_path):
-    job = Job(tmp_path / "b c", tmp_path / "o", 2, container=tmp_path / "app.sif", gres="gpu:1")
-    line = array_script(job, [0, 1]).splitlines()[-1]
-    assert line.startswith("apptainer run --cleanenv --containall --nv ")
-    assert (
-        f"-B '{tmp_path}/b c:/data:ro' -B {tmp_path}/o:/out {tmp_path}/app.sif /data /out" in line
+    """Folders have their own names inside; one that lies in another is bound after it."""
+    (tmp_path / "b c" / "out").mkdir(parents=True)
+    job = Job(
+        tmp_path / "b c", tmp_path / "b c" / "out", 2, container=tmp_path / "app.sif", gres="gpu:1"
     )
+    line = array_script(job, [0, 1]).splitlines()[-1]
+    assert line.startswith("exec apptainer run --cleanenv --containall --nv -B ")
+    assert (
+        f"-B '{tmp_path}/b c:{tmp_path}/b c:ro' -B '{tmp_path}/b c/out:{tmp_path}/b c/out' "
+        f"{tmp_path}/app.sif '{tmp_path}/b c' '{tmp_path}/b c/out' participant --num-parts 2 "
+    ) in line
     group = group_script(job)
-    assert group.endswith(f"{tmp_path}/app.sif /data /out group\n") and "array" not in group
+    assert group.endswith(f"{tmp_path}/app.sif '{tmp_path}/b c' '{tmp_path}/b c/out' group\n")
+    assert "array" not in group
+
+
+class TestPathsOfTheApp:
+    """What stands after `--` goes to the App, the paths in it absolute and seen in a container."""
+
+    @pytest.fixture
+    def here(self, tmp_path, monkeypatch):
+        """The folder in which the user is, with an SVR data set, edits and a model."""
+        for name in ("svr", "edits", "b", "o"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "m.safetensors").touch()
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    def line(self, here, *extra: str, container: Path | None = Path("app.sif")) -> str:
+        job = Job(Path("b"), Path("o"), container=container, extra=extra)
+        return array_script(job, [0]).splitlines()[-1]
+
+    @pytest.mark.parametrize(
+        ("extra", "bound", "written"),
+        [
+            (("--derivatives", "svr=svr", "edits=edits"), ("svr", "edits"),
+             "--derivatives svr=HERE/svr edits=HERE/edits"),
+            (("--derivatives=svr=svr", "--no-tta"), ("svr",),
+             "--derivatives=svr=HERE/svr --no-tta"),
+            (("--model=m.safetensors",), ("m.safetensors",), "--model=HERE/m.safetensors"),
+            (("--model", "m.safetensors", "-v"), ("m.safetensors",),
+             "--model HERE/m.safetensors -v"),
+            (("--config", "large"), (), "--config large"),
+            (("--init-from", "shipped"), (), "--init-from shipped"),
+            (("--participant-label", "svr"), (), "--participant-label svr"),
+        ],
+    )  # fmt: skip
+    def test_they_are_bound(self, here, extra, bound, written):
+        line = self.line(here, *extra)
+        assert line.endswith(f" {written.replace('HERE', str(here))}")
+        assert line.count("-B") == 2 + len(bound)
+        assert all(f"-B {here}/{name}:{here}/{name}:ro" in line for name in bound)
+        alone = self.line(here, *extra, container=None)
+        assert alone.endswith(f" {written.replace('HERE', str(here))}") and "-B" not in alone
+
+    def test_what_contains_the_output_does_not_hide_it(self, here):
+        line = self.line(here, "--derivatives", "all=.")
+        assert line.index(f"-B {here}:{here}:ro") < line.index(f"-B {here}/o:{here}/o ")
+
+    def test_what_cannot_be(self, here):
+        with pytest.raises(InputMissing, match="nowhere: no such file or folder; check --model"):
+            self.line(here, "--model", "nowhere")
+        (here / "a:b").mkdir()
+        with pytest.raises(UsageProblem, match="a:b: Apptainer cannot bind"):
+            self.line(here, "--derivatives", "x=a:b")
+
+    def test_no_path_is_forgotten(self):
+        """A new option of the App with a path must be known here."""
+        taken = [option for option in cli.command.params if isinstance(option, click.Option)]
+        paths = {o.opts[-1] for o in taken if isinstance(o.type, click.Path)} - {"--work-dir"}
+        words = {o.opts[-1] for o in taken if "PATH" in (o.metavar or "")}
+        assert paths | words <= {*PATH_OPTIONS, "--dask-cluster"}
+        assert set(NAMES_TOO) <= set(PATH_OPTIONS) <= {name for o in taken for name in o.opts}
+
+
+class TestTraining:
+    @pytest.mark.parametrize(
+        ("gres", "gpus"),
+        [("", 0), ("gpu", 1), ("gpu:4", 4), ("gpu:a100:2", 2), ("gpu:a100", 1), ("gpu:3,x:9", 3)],
+    )
+    def test_gpus_are_counted(self, tmp_path, gres, gpus):
+        assert Job(tmp_path, tmp_path, gres=gres).gpus == gpus
+
+    def test_on_one_node(self, tmp_path):
+        job = Job(
+            tmp_path / "b", tmp_path / "o", gres="gpu:4", cpus=18, extra=("--config", "large")
+        )
+        script = training_script(job)
+        lines = script.splitlines()
+        for option in ("requeue", "nodes=1", "signal=B:USR1@120", "open-mode=append"):
+            assert f"#SBATCH --{option}" in lines
+        assert (
+            "torchrun --nproc-per-node 4 --standalone -m bids_synthseg "
+            f"{tmp_path}/b {tmp_path}/o participant --train --n-cpus 4 --config large &"
+        ) in script
+
+    def test_on_two_nodes_in_a_container(self, tmp_path):
+        job = Job(tmp_path / "b", tmp_path / "o", container=tmp_path / "a.sif", nodes=2, n_procs=3)
+        script = training_script(job)
+        assert "apptainer exec --cleanenv --containall -B " in script
+        assert "a.sif torchrun --nproc-per-node 3 --nnodes 2 --rdzv-backend c10d " in script
+        assert '--rdzv-endpoint "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | ' in script
+
+    @pytest.fixture
+    def job(self, tmp_path):
+        """job(seconds, code) -> a bash that runs a script whose run takes `seconds` and then, or
+        when told to end, exits with `code`; the commands of SLURM write down their words."""
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        notes = tmp_path / "notes"
+        tools = {
+            "scancel": f'echo scancel "$@" >> {notes}; kill -TERM "$(cat {tmp_path}/run)"',
+            "scontrol": f'echo scontrol "$@" >> {notes}',
+            "srun": f"trap 'exit $CODE' TERM; echo $$ > {tmp_path}/run; echo begun\n"
+            'sleep "$SECONDS_LONG" & wait; exit "$CODE"',
+        }
+        for name, text in tools.items():
+            (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+            (folder / name).chmod(0o755)
+
+        def start(seconds: float, code: int) -> subprocess.Popen:
+            own = {
+                "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+                "SLURM_JOB_ID": "7",
+                "SLURM_CPUS_PER_TASK": "1",
+                "SECONDS_LONG": str(seconds),
+                "CODE": str(code),
+            }
+            script = training_script(Job(tmp_path / "b", tmp_path / "o"))
+            return subprocess.Popen(
+                ["bash", "-c", script], env=os.environ | own, stdout=subprocess.PIPE, text=True
+            )
+
+        return start
+
+    @pytest.mark.parametrize(
+        ("sent", "code", "notes"),
+        [
+            ("USR1", 1, ["scancel --signal=TERM 7", "scontrol requeue 7"]),
+            ("USR1", 0, ["scancel --signal=TERM 7"]),  # it was at its last step
+        ],
+    )
+    def test_the_time_is_almost_up(self, job, tmp_path, sent, code, notes):
+        with job(60, code) as process:
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(getattr(signal, f"SIG{sent}"))
+        assert process.returncode == code
+        assert (tmp_path / "notes").read_text().splitlines() == notes
+
+    def test_preempted_jobs_wait_for_the_checkpoint(self, job, tmp_path):
+        with job(60, 1) as process:
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            assert process.poll() is None
+            os.kill(int((tmp_path / "run").read_text()), signal.SIGTERM)  # SLURM tells the run too
+        assert process.returncode == 1 and not (tmp_path / "notes").exists()
+
+    @pytest.mark.parametrize("code", [0, 65])
+    def test_a_run_that_ends_by_itself(self, job, tmp_path, code):
+        process = job(0, code)
+        process.communicate(timeout=60)
+        assert process.returncode == code and not (tmp_path / "notes").exists()
 
 
 def test_impossible_jobs(tmp_path):
-    with pytest.raises(UsageProblem, match="at least 1"):
-        Job(tmp_path, tmp_path, 0)
+    for change in ({"num_parts": 0}, {"mem_gb": 0}, {"nodes": 0}, {"n_procs": 0}):
+        with pytest.raises(UsageProblem, match="at least 1"):
+            Job(tmp_path, tmp_path, **change)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "in how many tasks"),
+        (["--num-parts", "2", "--nodes", "2"], "--nodes only goes with --train"),
+        (["--train", "--num-parts", "2"], "--num-parts does not go with --train"),
+        (["--train", "--failed"], "--failed does not go"),
+        (["--train", "--no-group"], "--group does not go"),
+    ],
+)
+def test_words_that_contradict(tmp_path, words, complaint):
+    done = CliRunner().invoke(command, ["submit", str(tmp_path), str(tmp_path / "o"), *words])
+    assert isinstance(done.exception, UsageProblem) and complaint in str(done.exception)
 
 
 @pytest.fixture
@@ -133,3 +313,37 @@ def test_the_tool(out, sbatch, tmp_path):
     assert "--dependency=afterany:41" in sbatch.read_text()
     status(out, 1, sub_2="done", sub_4="done")
     assert "Every part is finished." in CliRunner().invoke(command, words).output
+
+
+def test_the_tool_trains(out, sbatch, tmp_path):
+    words = ["submit", str(tmp_path / "b"), str(out), "--train", "--n-procs", "2"]
+    shown = CliRunner().invoke(command, [*words, "--", "--config", "large"])
+    assert shown.exit_code == 0 and "--nproc-per-node 2 --standalone" in shown.output
+    assert "Job 41: training." in CliRunner().invoke(command, [*words, "--submit"]).output
+    assert "#SBATCH --requeue" in sbatch.read_text()
+
+
+@pytest.mark.slurm
+def test_a_real_array(out, tmp_path, monkeypatch):
+    """Five parts; one kills itself the first time, and it alone is submitted again."""
+    if shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True).returncode:
+        pytest.skip("no SLURM is running here")
+    app = tmp_path / "bin" / "bids_synthseg"
+    app.parent.mkdir()
+    app.write_text(
+        "#!/bin/bash\n"
+        f"cd {out}/logs; I=$SLURM_ARRAY_TASK_ID; echo $I >> ran\n"
+        "[ $I = 1 ] && [ $(grep -c 1 ran) = 1 ] && kill -9 $$\n"
+        "printf 'subject\\tsession\\tstatus\\nsub-%d\\tn/a\\tdone\\n' $((I + 1)) "
+        "> status_part-$I.tsv\n"
+    )
+    app.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{app.parent}{os.pathsep}{os.environ['PATH']}")
+    words = ["submit", str(tmp_path), str(out), "--num-parts", "5", "--cpus", "1", "--mem-gb", "1"]
+    for more, left in (([], [1]), (["--failed"], [])):
+        said = CliRunner().invoke(command, [*words, *more, "--no-group", "--submit"]).output
+        number = said.split()[1].strip(":")
+        while subprocess.run(["squeue", "-h", "-j", number], capture_output=True).stdout:
+            time.sleep(0.5)
+        assert parts_left(out, 5) == left
+    assert sorted((out / "logs" / "ran").read_text().split()) == ["0", "1", "1", "2", "3", "4"]

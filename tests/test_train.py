@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import torch
 from training_samples import phantom_folder, tiny_config, trained
 
 from bids_synthseg.anatomy.labels import LabelTable
-from bids_synthseg.errors import AppError, BadData, InputMissing, StorageProblem, UsageProblem
+from bids_synthseg.errors import (
+    AppError,
+    BadData,
+    InputMissing,
+    StorageProblem,
+    TryAgainLater,
+    UsageProblem,
+)
 from bids_synthseg.learning import monitor, step, train
 from bids_synthseg.learning.card import toml_of
 from bids_synthseg.learning.config import read_config
@@ -376,6 +384,53 @@ class TestWithoutSafetensors:
         assert (tmp_path / "README.md").is_file()
         rows = metrics(tmp_path)
         assert len({(number, name) for number, name, _ in rows}) == len(rows)
+
+
+class TestNotice:
+    """The process sends itself what a scheduler sends."""
+
+    @pytest.fixture
+    def told(self, monkeypatch):
+        """told(number, moment): from now on signal `number` comes during step `moment`, twice."""
+        real = train.train_step
+
+        def call(number: int, moment: int) -> None:
+            def spy(state, *rest):
+                if state.step == moment:
+                    os.kill(os.getpid(), number)
+                    os.kill(os.getpid(), number)
+                return real(state, *rest)
+
+            monkeypatch.setattr(train, "train_step", spy)
+
+        return call
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+    def test_a_checkpoint_and_no_more(self, folder, held_out, tmp_path, told, number, monkeypatch):
+        whole = run(folder, tmp_path / "whole", COARSE_FIRST, [held_out]).parent
+        before = signal.getsignal(number)
+        told(number, 1)
+        name = signal.Signals(number).name
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "validate", None)  # judging takes time that is not there
+            with pytest.raises(TryAgainLater, match=f"stopped by {name} at step 2 of 4, with"):
+                run(folder, tmp_path / "told", COARSE_FIRST, [held_out])
+        assert saved_step(tmp_path / "told") == 2 and signal.getsignal(number) == before
+        run(folder, tmp_path / "told", COARSE_FIRST, [held_out])
+        assert_same_run(whole, tmp_path / "told", COARSE_FIRST)
+
+    def test_the_last_step_is_judged(self, folder, held_out, tmp_path, told):
+        told(signal.SIGTERM, 3)
+        assert run(folder, tmp_path, validation=[held_out]).is_file()
+
+    def test_the_bare_entry_says_it(self, folder, tmp_path, told, capsys):
+        maps, table = load_maps([folder])
+        write_pack(tmp_path / "a.pack", maps, table)
+        (tmp_path / "tiny.toml").write_text(toml_of(tiny_config()))
+        told(signal.SIGUSR1, 0)
+        words = [tmp_path / "a.pack", tmp_path / "out", "--config", tmp_path / "tiny.toml"]
+        assert main([str(word) for word in words]) == 75
+        assert "out: stopped by SIGUSR1 at step 1 of 4" in capsys.readouterr().err
 
 
 class TestTime:

@@ -21,12 +21,13 @@ import torch
 from torch import nn
 
 from bids_synthseg import __version__
-from bids_synthseg.errors import AppError, BadData, InputMissing
+from bids_synthseg.errors import AppError, BadData, InputMissing, TryAgainLater
 from bids_synthseg.learning.card import RunRecord, data_sets, model_card
 from bids_synthseg.learning.config import TrainConfig, read_config
 from bids_synthseg.learning.distributed import Team, team
 from bids_synthseg.learning.gather import Sources, gather_maps, material_of
 from bids_synthseg.learning.monitor import Monitor
+from bids_synthseg.learning.notice import Notice
 from bids_synthseg.learning.preview import preview_sheet
 from bids_synthseg.learning.selection import headline, judge, markdown_table
 from bids_synthseg.learning.split import Split
@@ -42,9 +43,6 @@ from bids_synthseg.storage import file_sha256, make_folder, write_text
 log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
-
-AGREE_STEPS = 10
-"""A team asks its leader for the time every so many steps: asking makes GPUs wait."""
 
 
 def run_training(
@@ -65,7 +63,8 @@ def run_training(
     last, where nothing is held out); `state.*`, what an exact resume needs, in pieces of at most
     `piece_mib` where that is given; `metrics.tsv`, `preview.png`, `README.md` (the model's card)
     and `run.json`. Returns the model's path; at least one step is made, whatever `max_minutes`
-    says. Under torchrun every process calls this alike. Raises AppError for what a user can mend.
+    says. SIGTERM or SIGUSR1 ends it after the step it is at, with a checkpoint and TryAgainLater.
+    Under torchrun every process calls this alike. Raises AppError for what a user can mend.
     """
     deadline = time.monotonic() + 60 * max_minutes
     begun = has_state(out)
@@ -89,7 +88,9 @@ def run_training(
             write_text(out / "run.json", settings)
             if not begun:
                 preview_sheet(split.training, config, out / "preview.png", donors=material.donors)
-        Run(out, config, preset, split, material, crew, piece_mib, deadline, say).go(state)
+        with Notice() as notice:
+            run = Run(out, config, preset, split, material, crew, piece_mib, deadline, notice, say)
+            run.go(state)
     return out / MODEL
 
 
@@ -108,6 +109,7 @@ class Run:
     team: Team
     piece_mib: int
     deadline: float
+    notice: Notice
     say: Callable[[str], None]
 
     def go(self, state: State) -> None:
@@ -123,7 +125,8 @@ class Run:
         last = state.step >= config.steps
         if last and not (self.out / MODEL).is_file():
             self._judge(state, None)  # the last step was made where no model can be written
-        while not last:
+        stopped = False
+        while not last and not stopped:
             stage = stage_of(config, state.step)
             loss, making_s = train_step(state, forward, self.material, stage, self.team)
             if state.step == config.coarse_steps:
@@ -132,22 +135,19 @@ class Run:
                 self.say(f"step {state.step}: the finest level is grown")
             if monitor:
                 monitor.step(state.step, loss, making_s)
-            now = clock()
+            now, done = clock(), state.step >= config.steps
             state.minutes = earlier + (now - begun) / 60
-            last = state.step >= config.steps
-            judge_now = save_now = False
-            if not last and state.step % (AGREE_STEPS if self.team.size > 1 else 1) == 0:
-                last, judge_now, save_now = self.team.agree(
-                    (
-                        now > self.deadline,
-                        now - judged > 60 * config.validate_minutes,
-                        now - saved > 60 * config.checkpoint_minutes,
-                    )
-                )
-            if last or judge_now or save_now:
+            stopped, last, judge_now, save_now = self.team.agree(
+                bool(self.notice.signal) and not done,  # nothing would judge the last step later
+                now > self.deadline or done,
+                now - judged > 60 * config.validate_minutes,
+                now - saved > 60 * config.checkpoint_minutes,
+            )
+            if stopped or last or judge_now or save_now:
                 if monitor:
                     monitor.report(state.step)
-                if last or judge_now:
+                # Who is told to end has seconds, and judging takes longer.
+                if (last or judge_now) and not stopped:
                     self._judge(state, monitor)
                     judged = clock()
                 # Also after judging: a resumed run must know of the best model that is on the disk.
@@ -156,6 +156,13 @@ class Run:
                 saved = clock()
         if monitor:
             monitor.close()
+        if stopped:
+            # Together: as soon as one leaves torchrun ends the others, the one that writes as well.
+            self.team.agree(True)
+            raise TryAgainLater(
+                f"{self.out}: stopped by {self.notice.signal or 'another process'} at step "
+                f"{state.step} of {config.steps}, with a checkpoint; the same command goes on"
+            )
 
     def _forward(self, state: State) -> nn.Module:
         """The state's network as the team runs it."""
