@@ -118,7 +118,8 @@ EPILOG = (
               help="Where the network runs; without N on all GPUs that there are.")
 @click.option("--no-tta", is_flag=True, help="Do not average with the mirrored image (faster).")
 @click.option("--n-cpus", type=click.IntRange(min=1), metavar="N",
-              help="CPU threads in all.  [default: what the job or container allows]")
+              help="CPU threads in all; with Dask, of every worker.  [default: what the job or "
+                   "container allows]")
 @click.option("--n-procs", type=click.IntRange(min=1), metavar="N",
               help="Sessions at a time, each in a process with its share of the threads.  "
                    "[default: 1; on GPUs 2 for each]")
