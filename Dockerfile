@@ -2,26 +2,23 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
+# Empty: the package index alone, whose torch for Linux is the CUDA build.
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 WORKDIR /build
-RUN python -m venv /opt/venv
+RUN python -m venv --without-pip /opt/venv
 COPY constraints.txt ./
 # torch from its own index and the rest without it: pip asks every index for every package.
-RUN /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt --no-deps \
-    ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} torch==2.13.0
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt --no-deps \
+    ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} torch
 COPY . .
-RUN /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[demo,report,train]"
+# Nothing is compiled in the image: what serves compilers and test suites is 0.3 GB too much.
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt \
+        ".[dask,demo,report,train]" \
+    && find /opt/venv -depth \( -name tests -o -path '*/torch/test' -o -path '*/torch/include' \
+        -o -path '*/torch/bin/*' ! -name torch_shm_manager \) -exec rm -rf {} +
 
 FROM ${BASE_IMAGE}
-LABEL org.opencontainers.image.title="bids_synthseg" \
-      org.opencontainers.image.description="Segmentation of T1w and T2w brain MRI from fetus to adult, as a BIDS App" \
-      org.opencontainers.image.licenses="Apache-2.0"
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends libgomp1 \
-    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/venv /opt/venv
-# What the outputs say they were made with (GeneratedBy.Container).
-ARG TAG=""
 # The App runs as any user, without a home, on a read-only root: all that is written goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -31,8 +28,19 @@ ENV PATH=/opt/venv/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib \
     XDG_CACHE_HOME=/tmp/cache \
     NUMBA_CACHE_DIR=/tmp/numba \
-    TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor \
-    BIDS_SYNTHSEG_DOCKER_TAG=${TAG}
+    TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor
+# TAG is what the outputs say they were made with (GeneratedBy.Container).
+ARG TAG=""
+ARG VERSION=""
+ARG REVISION=""
+ARG SOURCE=""
+ENV BIDS_SYNTHSEG_DOCKER_TAG=${TAG}
+LABEL org.opencontainers.image.title="bids_synthseg" \
+      org.opencontainers.image.description="Segmentation of T1w and T2w brain MRI from fetus to adult, as a BIDS App" \
+      org.opencontainers.image.licenses="Apache-2.0 AND LicenseRef-weights" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}"
 WORKDIR /tmp
-USER 1000
+USER 1000:1000
 ENTRYPOINT ["bids_synthseg"]

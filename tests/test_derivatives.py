@@ -409,6 +409,16 @@ def test_full_and_read_only_disks(phantom_dataset, tmp_path, monkeypatch, number
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_read_only_disk_refuses_removals_as_well(tmp_path, monkeypatch):
+    def refuse(path, *options, **more):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CannotCreate, match="no permission"):
+        prepare_output(tmp_path / "raw", tmp_path / "out")
+
+
 @pytest.mark.validator
 def test_validator_finds_no_error(phantom_dataset, output, phantom_labels):
     validator = shutil.which("bids-validator-deno")
