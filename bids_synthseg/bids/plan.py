@@ -15,7 +15,7 @@ from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.bids.tables import format_table
 
 SECONDS_PER_SCAN = 10.0
-MEMORY_MB = 900.0
+MEMORY_MB = 1000.0
 MEMORY_MB_PER_SCAN = 175.0
 
 
