@@ -14,6 +14,7 @@ import torch
 
 from bids_synthseg import __version__, arguments, cli, console, work
 from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.bids import plan
 from bids_synthseg.bids.methods import Methods
 from bids_synthseg.errors import BadData, TryAgainLater, UsageProblem
 from bids_synthseg.execution import in_turn
@@ -258,7 +259,9 @@ def test_who_does_the_sessions(raw, tmp_path, pipeline, engines, monkeypatch, wo
     assert pipeline.loaded[0] == ("cpu" if expected else first)
 
 
-def test_a_session_that_is_too_large_does_not_begin(raw, tmp_path, pipeline, capsys):
+def test_a_session_that_is_too_large_does_not_begin(raw, tmp_path, pipeline, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "MEMORY_MB", 900.0)
+    monkeypatch.setattr(plan, "MEMORY_MB_PER_SCAN", 175.0)
     words = ("--mem-gb", "1.2", "--n-procs", "2")
     assert call(raw, tmp_path / "out", "participant", *words) == 1
     assert [g.label for g in pipeline.sessions] == ["sub-02_ses-a", "sub-02_ses-b"]
