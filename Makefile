@@ -91,6 +91,7 @@ image:
 	$(BUILD) --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) --build-arg TAG=$(IMAGE) \
 	    --build-arg VERSION=$(VERSION) --build-arg SOURCE=$(SOURCE) \
 	    --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null)
+	@$(ENGINE) images $(IMAGE)
 
 # Tests skip themselves where there is no image: here that is a failure.
 image-test: $(READY)

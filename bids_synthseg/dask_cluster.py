@@ -12,7 +12,6 @@ import pickle
 import secrets
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -29,11 +28,7 @@ from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.errors import InputMissing, TryAgainLater, UsageProblem
 from bids_synthseg.execution import Engine, Events, Outcome, attempt
 from bids_synthseg.status import one_line
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from bids_synthseg.toml import parse_toml
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -101,7 +96,7 @@ class ClusterFile:
     def read(path: Path) -> "ClusterFile":
         """Raises InputMissing where there is no such file, UsageProblem for what it says."""
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = parse_toml(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputMissing(f"{path}: {error.strerror}; check --dask-cluster") from error
         except ValueError as error:
@@ -303,8 +298,7 @@ def _hand_out(
 def _tell(group: ScanGroup, outcome: Outcome) -> None:
     """The last line of a session's log, here as well; the rest stays in that file."""
     level = logging.ERROR if outcome.status == "failed" else logging.INFO
-    colon = f": {one_line(outcome.message)}" if outcome.message else ""
-    LOG.log(level, "%s: %s after %.1f s%s", group.label, outcome.status, outcome.seconds, colon)
+    LOG.log(level, "%s", outcome.line(group.label))
 
 
 def _count_workers(client: "Client") -> int:

@@ -42,6 +42,11 @@ class Outcome:
         if self.status not in ("done", "skipped", "failed", "interrupted"):
             raise ValueError(f"no session ends as {self.status!r}")
 
+    def line(self, label: str) -> str:
+        """For the log, of the session `label`."""
+        colon = f": {one_line(self.message)}" if self.message else ""
+        return f"{label}: {self.status} after {self.seconds:.1f} s{colon}"
+
 
 RunOne = Callable[[ScanGroup], "SessionResult"]
 Events = Generator[tuple[ScanGroup, Outcome | None], None, None]
@@ -60,13 +65,12 @@ def attempt(group: ScanGroup, run_one: RunOne, logs: Path) -> Outcome:
     try:
         with session_log(logs / f"{group.label}.log"):
             status, message = _run(group, run_one)
-            seconds = time.monotonic() - start
-            colon = f": {one_line(message)}" if message else ""
-            LOG.info("%s: %s after %.1f s%s", group.label, status, seconds, colon)
+            outcome = Outcome(status, message, time.monotonic() - start, peak_memory_mb())
+            LOG.info("%s", outcome.line(group.label))
     except AppError as error:  # the log itself cannot be written
         LOG.error("%s: %s", group.label, error)
         return Outcome("failed", str(error))
-    return Outcome(status, message, seconds, peak_memory_mb())
+    return outcome
 
 
 def _run(group: ScanGroup, run_one: RunOne) -> tuple[str, str]:

@@ -1,11 +1,22 @@
-"""Plain values as TOML: what Python's own tomllib reads, written."""
+"""Plain values as TOML, read and written."""
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The content of a document; ValueError for what is not TOML."""
+    return tomllib.loads(text)
 
 
 def toml_text(content: Mapping[str, Any]) -> str:

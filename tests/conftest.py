@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def nifti(data: np.ndarray, affine: np.ndarray = OBLIQUE, sform: int = 1, qform:
     image.set_qform(affine, code=qform)
     image.set_sform(affine, code=sform)
     return image
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets: clock.now, in seconds."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
+    return Clock
 
 
 @pytest.fixture

@@ -18,11 +18,7 @@ from bids_synthseg.bids import plan
 from bids_synthseg.bids.methods import Methods
 from bids_synthseg.errors import BadData, TryAgainLater, UsageProblem
 from bids_synthseg.execution import in_turn
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from bids_synthseg.toml import parse_toml
 
 pytestmark = pytest.mark.usefixtures("package_log")
 
@@ -101,7 +97,7 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
     }
     logs = tmp_path / "out" / "logs"
     assert len((logs / "status.tsv").read_text().splitlines()) == 4
-    written = tomllib.loads((logs / "config.toml").read_text())
+    written = parse_toml((logs / "config.toml").read_text())
     assert written["segmentation"]["derivatives"] == [f"nesvor={tmp_path / 'nesvor'}"]
     assert (tmp_path / "out" / "dataset_description.json").is_file()
 
@@ -109,7 +105,7 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
 def test_a_run_says_what_it_did(raw, tmp_path, pipeline, capsys):
     assert call(raw, tmp_path / "out", "participant", "--participant-label", "01", "--no-tta") == 0
     logs = tmp_path / "out" / "logs"
-    written = tomllib.loads((logs / "config.toml").read_text())
+    written = parse_toml((logs / "config.toml").read_text())
     assert written["command_line"]["participants"] == ["01"]
     assert written["command_line"]["bids_dir"] == str(raw)
     assert written["segmentation"]["mirror"] is False

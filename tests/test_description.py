@@ -1,7 +1,6 @@
 """A model file's own words: complete, as TOML and as a table."""
 
 import hashlib
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,11 +13,7 @@ from bids_synthseg.models.checkpoint import Model, save_model
 from bids_synthseg.models.description import facts, overview
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from bids_synthseg.toml import parse_toml
 
 RECORD = {
     "version": "0.1.0",
@@ -79,7 +74,7 @@ def test_what_is_not_recorded_is_said_to_be_missing(path, model):
 
 def test_the_command_shows_it_as_toml(path, capsys):
     assert console.run(workbench.command, ["weights", "show", str(path)]) == 0
-    told = tomllib.loads(capsys.readouterr().out)
+    told = parse_toml(capsys.readouterr().out)
     expected = facts(path)
     expected["network"] = {
         key: list(value) if isinstance(value, tuple) else value

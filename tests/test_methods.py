@@ -1,7 +1,6 @@
 """Methods text and references that belong together, and the options of a run as TOML."""
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +15,7 @@ from bids_synthseg.bids.methods import (
     run_config,
     write_run_files,
 )
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from bids_synthseg.toml import parse_toml
 
 FULL = Methods("1.2.3", "ab" * 32, ("T1w", "T2w"), True, True, True, True, True)
 BARE = Methods("1.2.3", "cd" * 32, ("T2w",), False, False, False, False, False)
@@ -69,9 +64,9 @@ def test_files(tmp_path):
         "CITATION.bib", "CITATION.md", "config.toml"
     ]  # fmt: skip
     text = (tmp_path / "logs" / "config.toml").read_text(encoding="utf-8")
-    assert tomllib.loads(text) == {
+    assert parse_toml(text) == {
         "run": run_config(BARE, {}, ["app", "in", "out"])["run"],
         "command_line": {"model": "w.safetensors", "participants": ["01", "02"]},
         "segmentation": {"mirror": True, "n_cpus": 2},
     }
-    assert tomllib.loads(text)["run"]["weights_sha256"] == "cd" * 32
+    assert parse_toml(text)["run"]["weights_sha256"] == "cd" * 32

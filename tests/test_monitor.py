@@ -11,17 +11,6 @@ from bids_synthseg.learning import monitor
 from bids_synthseg.learning.monitor import Monitor
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that the test sets: clock.now, in seconds."""
-
-    class Clock:
-        now = 100.0
-
-    monkeypatch.setattr(monitor.time, "monotonic", lambda: Clock.now)
-    return Clock
-
-
 def follow(folder, said, first_step=0, until=math.inf, steps=100):
     return Monitor(folder, steps, until, first_step, said.append)
 

@@ -1,9 +1,9 @@
 """What a run is going to do: scans used and left out with the reason, expected time and memory.
 
 `--dry-run` prints the table, a run writes it to `logs/plan.tsv`. The expectation is a straight line
-in the number of scans. A newborn of 0.86 mm (sub-13 of the newborns in benchmarks/README.md) took
-20.6 s and 1.22 GB for T1w, T2w and report on two cores of an AMD EPYC (Zen 3) without GPU; how much
-of the memory a second scan takes was measured on earlier weights.
+in the number of scans. Of the newborns of 0.86 mm in benchmarks/README.md one took 18.1 s for T1w,
+T2w and report on two cores of an AMD EPYC (Zen 3) without GPU, and five one after another 1.35 GB;
+how much of the memory a second scan takes was measured on earlier weights.
 Images are not opened, so that a plan of thousands of sessions takes seconds; larger grids take
 more.
 """

@@ -7,7 +7,6 @@ from a data set.
 
 import re
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -42,11 +41,7 @@ from bids_synthseg.bids.report_viewer import (
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.errors import BadData, InputMissing, UsageProblem
 from bids_synthseg.storage import write_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from bids_synthseg.toml import parse_toml
 
 VIEWERS = ("niivue", "nilearn", "none")
 """What may show the session in three dimensions; "none" leaves the still pictures."""
@@ -200,9 +195,10 @@ def _data_set(output_dir: Path) -> str:
 
 def _run(config: Path) -> dict[str, str]:
     """Command, version, Python and platform of the last run, as text."""
+    text = _text(config)
     try:
-        run = tomllib.loads(_text(config)).get("run", {})
-    except tomllib.TOMLDecodeError as error:
+        run = parse_toml(text).get("run", {})
+    except ValueError as error:
         raise BadData(f"{config}: not TOML ({error}); remove it, or run again") from error
     command = run.get("command", [])
     told = {name: str(run[name]) for name in ("version", "python", "platform") if name in run}

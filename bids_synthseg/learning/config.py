@@ -15,11 +15,7 @@ from bids_synthseg.learning.transfer import FREEZABLE
 from bids_synthseg.models.heads import KINDS
 from bids_synthseg.models.unet import NetworkConfig
 from bids_synthseg.synthesis.recipe import SynthesisConfig
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+from bids_synthseg.toml import parse_toml
 
 Config = TypeVar("Config")
 
@@ -144,7 +140,7 @@ def read_config(source: str | Path) -> TrainConfig:
             f"{', '.join(presets())}"
         )
     try:
-        return build(TrainConfig, tomllib.loads(path.read_text(encoding="utf-8")))
+        return build(TrainConfig, parse_toml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as problem:
         raise BadData(f"{source}: {problem}") from problem
 
