@@ -4,8 +4,10 @@
 
 BIDS_DIR is a raw data set of sessions with a T1w and a T2w and, in derivatives/reference, their
 label maps. Dice is the mean over structures and sessions of what the App would label; calibration
-error as in `make accuracy`, of the merged posteriors. A temperature T turns a probability p into
-p^(1/T), scaled to sum to 1. With MODEL its posteriors are averaged with those of the shipped one.
+error as in `make accuracy`, of the merged posteriors. "On the same grid" is a mirrored pass that is
+not moved against the plain one; "four passes" are plain and mirrored on both grids. A temperature T
+turns a probability p into p^(1/T), scaled to sum to 1. With MODEL its posteriors are averaged with
+those of the shipped one.
 Seconds are those of the network on one scan, as many passes as it takes.
 """
 
@@ -30,7 +32,7 @@ from bids_synthseg.resources import available_cpus
 from bids_synthseg.segmentation.align import Alignment, align
 from bids_synthseg.segmentation.field import GridField, MergedField, MovedField, PosteriorField
 from bids_synthseg.segmentation.labelling import label_volume
-from bids_synthseg.segmentation.predict import Segmented, posteriors_of, segment
+from bids_synthseg.segmentation.predict import Segmented, posteriors_of, segment, twin_of
 from bids_synthseg.trials import field_reliability
 
 TEMPERATURES = (0.7, 1.5)
@@ -38,10 +40,14 @@ TEMPERATURES = (0.7, 1.5)
 
 @dataclass(frozen=True, eq=False)
 class Passes:
-    """What each pass of each model says of one scan: (C, X, Y, Z), and the seconds it took."""
+    """What each pass of each model says of one scan, all (C, X, Y, Z) on the grid of the plain one,
+    and the seconds that one pass took. `unmoved`: mirrored on the grid of the plain pass; `moved`:
+    plain on that of the mirrored one."""
 
     plain: torch.Tensor
     mirrored: torch.Tensor
+    unmoved: torch.Tensor
+    moved: torch.Tensor
     seconds: float
     others: tuple[torch.Tensor, ...] = ()
 
@@ -49,6 +55,16 @@ class Passes:
 def as_shipped(passes: Passes) -> torch.Tensor:
     """The mean of both passes."""
     return (passes.plain + passes.mirrored) / 2
+
+
+def on_the_same_grid(passes: Passes) -> torch.Tensor:
+    """The mean of both passes, the mirrored one not moved."""
+    return (passes.plain + passes.unmoved) / 2
+
+
+def four_passes(passes: Passes) -> torch.Tensor:
+    """The mean of plain and mirrored on both grids."""
+    return (passes.plain + passes.mirrored + passes.unmoved + passes.moved) / 4
 
 
 def at_temperature(temperature: float) -> Callable[[Passes], torch.Tensor]:
@@ -69,20 +85,27 @@ def with_another(passes: Passes) -> torch.Tensor:
 def variants(second: bool) -> dict[str, tuple[Callable[[Passes], torch.Tensor], int]]:
     """By name: the posteriors from the passes, and how many passes that takes."""
     found = {"as shipped": (as_shipped, 2), "without mirrored pass": (lambda p: p.plain, 1)}
+    found |= {"mirrored on the same grid": (on_the_same_grid, 2), "four passes": (four_passes, 4)}
     found |= {f"temperature {t:g}": (at_temperature(t), 2) for t in TEMPERATURES}
     return found | ({"averaged with the other model": (with_another, 4)} if second else {})
 
 
 def passes_of(scan: Volume, segmenter: Segmenter, other: Model | None) -> tuple[Segmented, Passes]:
     """One scan through everything that a variant may need."""
-    result = segment(scan, segmenter.model, segmenter.locator, mirror=False)
+    model = segmenter.model
+    result = segment(scan, model, segmenter.locator, mirror=False)
+    canonical, _ = scan.canonical()
+    plain = result.field
     started = time.perf_counter()
-    mirrored = posteriors_of(result.image, segmenter.model, mirrored=True).data
+    unmoved = posteriors_of(result.image, model, mirrored=True).data
     seconds = time.perf_counter() - started
+    mirrored = twin_of(canonical, result.box, plain, model).data
+    moved = twin_of(canonical, result.box, plain, model, mirrored=False).data
     others = ()
     if other is not None:
-        others = tuple(posteriors_of(result.image, other, mirrored=m).data for m in (False, True))
-    return result, Passes(result.field.data, mirrored, seconds, others)
+        theirs = posteriors_of(result.image, other)
+        others = (theirs.data, twin_of(canonical, result.box, theirs, other).data)
+    return result, Passes(plain.data, mirrored, unmoved, moved, seconds, others)
 
 
 def fields_of(

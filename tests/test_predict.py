@@ -15,7 +15,13 @@ from bids_synthseg.anatomy.volume import Grid, Volume
 from bids_synthseg.segmentation import predict
 from bids_synthseg.segmentation.field import slabs
 from bids_synthseg.segmentation.locate import BrainBox
-from bids_synthseg.segmentation.predict import brain_box, posteriors_of, segment, working_volume
+from bids_synthseg.segmentation.predict import (
+    brain_box,
+    posteriors_of,
+    segment,
+    twin_of,
+    working_volume,
+)
 from bids_synthseg.segmentation.quality import aseg_agreement
 
 TURN = Rotation.from_euler("xyz", [14, -11, 18], degrees=True).as_matrix()
@@ -89,13 +95,46 @@ def test_with_the_mirrored_pass_the_mirror_image_gives_the_mirrored_posteriors(o
 def test_segment_averages_with_the_mirrored_pass(oblique):
     model = replace(reader(), network=GreyReader(LabelTable.default(), middle=-0.1))
     plain, both = (segment(oblique[1], model, locator(), m) for m in (False, True))
-    twin = posteriors_of(plain.image, model, mirrored=True)
+    twin = twin_of(oblique[1].canonical()[0], plain.box, plain.field, model)
     np.testing.assert_allclose(both.field.data, (plain.field.data + twin.data) / 2, atol=1e-6)
     assert (both.field.data - plain.field.data).abs().max() > 0.4
     assert both.field.grid == plain.field.grid == plain.image.grid
     assert plain.mirror_dice is None
     np.testing.assert_array_equal(both.mirror_dice, aseg_agreement(plain.field, twin))
     assert np.nanmin(both.mirror_dice) < 0.9
+
+
+class Corners(GreyReader):
+    """Says what it says at the first voxel of every cube of two for all of the cube."""
+
+    def forward(self, image):
+        first = super().forward(image)[:, :, ::2, ::2, ::2]
+        return torch.nn.functional.interpolate(first, scale_factor=2, mode="nearest")
+
+
+def test_the_mirrored_pass_sees_other_cubes_and_its_answer_comes_back_in_place(oblique):
+    """Cubes answer for their first corner: the mean of two grids errs to both sides alike."""
+    image = oblique[1].canonical()[0]
+    exact, coarse = reader(), replace(reader(), network=Corners(LabelTable.default()))
+    truth = segment(image, exact, locator(), mirror=False)
+    twin = twin_of(image, truth.box, truth.field, exact)
+    # The middle of its grid, by which the network tells the sides, is elsewhere for the twin.
+    assert (twin.brain == truth.field.brain).mean() > 0.999
+    field = posteriors_of(truth.image, coarse)
+    same = posteriors_of(truth.image, coarse, mirrored=True)
+    moved = twin_of(image, truth.box, field, coarse)
+    means = [replace(field, data=(field.data + other.data) / 2) for other in (same, moved)]
+    wrong = [(mean.brain != truth.field.brain).mean() for mean in means]
+    assert wrong[1] < wrong[0]
+
+
+def test_the_planes_that_the_mirrored_pass_lacks_are_those_of_the_plain_one(oblique):
+    image = oblique[1].canonical()[0]
+    plain = segment(image, reader(), locator(), mirror=False)
+    marked = replace(plain.field, data=torch.full_like(plain.field.data, -1.0))
+    twin = twin_of(image, plain.box, marked, reader()).data
+    assert (twin[:, 0] == -1).all() and (twin[:, :, 0] == -1).all() and (twin[..., 0] == -1).all()
+    assert (twin[:, 1:, 1:, 1:] >= 0).all()
 
 
 def test_the_working_grid_is_filled_by_the_box():

@@ -35,6 +35,11 @@ LARGEST_GRID = 1.5
 GROWTH = 1.1
 """How much larger to look than the box of a brain that may be cut off."""
 
+TWIN_SHIFT = 1
+"""Voxels along every axis by which the grid of the mirrored pass lies elsewhere. A network sees the
+voxels of a stem or of pooling in cubes and does not do equally well in all their corners: other
+cubes, other errors, to average out (benchmarks/accuracy.md)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Segmented:
@@ -102,14 +107,14 @@ def _segment(canonical: Volume, model: Model, locator: Model, mirror: bool) -> S
         box = own.scaled(GROWTH) if grows else own
     mirror_dice = None
     if mirror:
-        twin = posteriors_of(working, model, mirrored=True)
+        twin = twin_of(canonical, box, field, model)
         mirror_dice = aseg_agreement(field, twin)
         field = GridField((field.data + twin.data) / 2, field.grid, field.table)
     return Segmented(field, working, box, passes, mirror_dice, tuple(warnings))
 
 
-def working_volume(scan: Volume, box: BrainBox, model: Model) -> Volume:
-    """A canonical scan on the working grid of a box.
+def working_volume(scan: Volume, box: BrainBox, model: Model, shift: int = 0) -> Volume:
+    """A canonical scan on the working grid of a box, `shift` voxels from its middle on every axis.
 
     The box fills `model.fill` of it; a model of a fixed voxel size gets a larger grid where its own
     would cut the box, and larger voxels where that would take more memory than it is worth.
@@ -123,9 +128,24 @@ def working_volume(scan: Volume, box: BrainBox, model: Model) -> Volume:
         shape = tuple(
             max(n, step * math.ceil(m / step)) for n, m in zip(shape, needed, strict=True)
         )
-    centre = scan.grid.to_voxel(box.centre_mm)
+    centre = scan.grid.to_voxel(box.centre_mm) + shift * voxel_mm / scan.grid.voxel_size_mm
     window = scan.grid.window(centre, voxel_mm, shape)
     return resample(scan, window, fill=air_value(scan))
+
+
+def twin_of(
+    scan: Volume, box: BrainBox, field: GridField, model: Model, mirrored: bool = True
+) -> GridField:
+    """A second answer for a canonical scan on the grid of `field`, which is that of `box`: what the
+    network says of the mirror image on another grid, `TWIN_SHIFT` voxels on.
+
+    The planes that the other grid lacks are those of `field` itself.
+    """
+    moved = posteriors_of(working_volume(scan, box, model, TWIN_SHIFT), model, mirrored)
+    data = field.data.clone()
+    shared, there = slice(TWIN_SHIFT, None), slice(None, -TWIN_SHIFT)
+    data[:, shared, shared, shared] = moved.data[:, there, there, there]
+    return GridField(data, field.grid, field.table)
 
 
 def posteriors_of(working: Volume, model: Model, mirrored: bool = False) -> GridField:
