@@ -20,6 +20,10 @@ MIN_VOXELS = 24
 SMALLEST_BRAIN_MM, LARGEST_BRAIN_MM = 30.0, 230.0
 """Sides of a brain's box from a 20-week fetus to an adult, with some room."""
 
+BOX_MARGIN = 1.15
+"""The locator sees less than all of a brain: its box is made larger by this factor, so that the
+network need not run once more in the box that it finds itself (benchmarks/accuracy.md)."""
+
 
 @dataclass(frozen=True, eq=False)
 class BrainBox:
@@ -86,4 +90,4 @@ def locate(scan: Volume, locator: Model) -> BrainBox:
         brain = locator.head.probabilities(logits)[0, 1].cpu().numpy() > 0.5
     brain = largest_component(brain)
     box = box_of(brain, overview.grid) if brain.sum() >= MIN_VOXELS else None
-    return box or whole_field_of_view(scan.grid)
+    return box.scaled(BOX_MARGIN) if box else whole_field_of_view(scan.grid)
