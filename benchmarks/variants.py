@@ -7,7 +7,7 @@ label maps. Dice is the mean over structures and sessions of what the App would 
 error as in `make accuracy`, of the merged posteriors. "On the same grid" is a mirrored pass that is
 not moved against the plain one; "four passes" are plain and mirrored on both grids. A temperature T
 turns a probability p into p^(1/T), scaled to sum to 1. With MODEL its posteriors are averaged with
-those of the shipped one.
+those of the shipped one; it has the same working grid.
 Seconds are those of the network on one scan, as many passes as it takes.
 """
 
@@ -35,7 +35,7 @@ from bids_synthseg.segmentation.labelling import label_volume
 from bids_synthseg.segmentation.predict import Segmented, posteriors_of, segment, twin_of
 from bids_synthseg.trials import field_reliability
 
-TEMPERATURES = (0.7, 1.5)
+TEMPERATURES = (0.7, 0.85, 1.5)
 
 
 @dataclass(frozen=True, eq=False)
