@@ -32,10 +32,17 @@ from bids_synthseg.resources import available_cpus
 from bids_synthseg.segmentation.align import Alignment, align
 from bids_synthseg.segmentation.field import GridField, MergedField, MovedField, PosteriorField
 from bids_synthseg.segmentation.labelling import label_volume
-from bids_synthseg.segmentation.predict import Segmented, posteriors_of, segment, twin_of
+from bids_synthseg.segmentation.predict import (
+    TEMPERATURE,
+    Segmented,
+    at_temperature,
+    posteriors_of,
+    segment,
+    twin_of,
+)
 from bids_synthseg.trials import field_reliability
 
-TEMPERATURES = (0.7, 0.85, 1.5)
+TEMPERATURES = (0.7, 1.0, 1.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,41 +59,37 @@ class Passes:
     others: tuple[torch.Tensor, ...] = ()
 
 
-def as_shipped(passes: Passes) -> torch.Tensor:
-    """The mean of both passes."""
+def mean_of_both(passes: Passes) -> torch.Tensor:
+    """Plain and mirrored, as the App averages them."""
     return (passes.plain + passes.mirrored) / 2
 
 
+def at(temperature: float) -> Callable[[Passes], torch.Tensor]:
+    """The mean of both, sharper below 1 and softer above."""
+    return lambda passes: at_temperature(mean_of_both(passes), temperature)
+
+
 def on_the_same_grid(passes: Passes) -> torch.Tensor:
-    """The mean of both passes, the mirrored one not moved."""
-    return (passes.plain + passes.unmoved) / 2
+    """As shipped, but for the mirrored pass, which is not moved."""
+    return at_temperature((passes.plain + passes.unmoved) / 2, TEMPERATURE)
 
 
 def four_passes(passes: Passes) -> torch.Tensor:
-    """The mean of plain and mirrored on both grids."""
-    return (passes.plain + passes.mirrored + passes.unmoved + passes.moved) / 4
-
-
-def at_temperature(temperature: float) -> Callable[[Passes], torch.Tensor]:
-    """As shipped, sharper below 1 and softer above."""
-
-    def cooled(passes: Passes) -> torch.Tensor:
-        powers = as_shipped(passes).clamp(min=1e-12) ** (1 / temperature)
-        return powers / powers.sum(0)
-
-    return cooled
+    """Plain and mirrored on both grids."""
+    both = mean_of_both(passes)
+    return at_temperature((2 * both + passes.unmoved + passes.moved) / 4, TEMPERATURE)
 
 
 def with_another(passes: Passes) -> torch.Tensor:
     """The mean of both passes of both models."""
-    return (passes.plain + passes.mirrored + sum(passes.others)) / 4
+    return at_temperature((2 * mean_of_both(passes) + sum(passes.others)) / 4, TEMPERATURE)
 
 
 def variants(second: bool) -> dict[str, tuple[Callable[[Passes], torch.Tensor], int]]:
     """By name: the posteriors from the passes, and how many passes that takes."""
-    found = {"as shipped": (as_shipped, 2), "without mirrored pass": (lambda p: p.plain, 1)}
+    found = {"as shipped": (at(TEMPERATURE), 2), "without mirrored pass": (lambda p: p.plain, 1)}
     found |= {"mirrored on the same grid": (on_the_same_grid, 2), "four passes": (four_passes, 4)}
-    found |= {f"temperature {t:g}": (at_temperature(t), 2) for t in TEMPERATURES}
+    found |= {f"temperature {t:g}": (at(t), 2) for t in TEMPERATURES}
     return found | ({"averaged with the other model": (with_another, 4)} if second else {})
 
 
@@ -147,7 +150,7 @@ def main(bids_dir: Path, other: Path | None = None) -> None:
         results, passes = zip(*both, strict=True)
         seconds += [one.seconds for one in passes]
         whole = [
-            replace(result, field=replace(result.field, data=as_shipped(one)))
+            replace(result, field=replace(result.field, data=at(TEMPERATURE)(one)))
             for result, one in both
         ]
         alignment = align(*whole)

@@ -16,6 +16,7 @@ from bids_synthseg.segmentation import predict
 from bids_synthseg.segmentation.field import slabs
 from bids_synthseg.segmentation.locate import BrainBox
 from bids_synthseg.segmentation.predict import (
+    at_temperature,
     brain_box,
     posteriors_of,
     segment,
@@ -96,7 +97,8 @@ def test_segment_averages_with_the_mirrored_pass(oblique):
     model = replace(reader(), network=GreyReader(LabelTable.default(), middle=-0.1))
     plain, both = (segment(oblique[1], model, locator(), m) for m in (False, True))
     twin = twin_of(oblique[1].canonical()[0], plain.box, plain.field, model)
-    np.testing.assert_allclose(both.field.data, (plain.field.data + twin.data) / 2, atol=1e-6)
+    mean = at_temperature((plain.field.data + twin.data) / 2, predict.TEMPERATURE)
+    np.testing.assert_allclose(both.field.data, mean, atol=1e-6)
     assert (both.field.data - plain.field.data).abs().max() > 0.4
     assert both.field.grid == plain.field.grid == plain.image.grid
     assert plain.mirror_dice is None
@@ -135,6 +137,16 @@ def test_the_planes_that_the_mirrored_pass_lacks_are_those_of_the_plain_one(obli
     twin = twin_of(image, plain.box, marked, reader()).data
     assert (twin[:, 0] == -1).all() and (twin[:, :, 0] == -1).all() and (twin[..., 0] == -1).all()
     assert (twin[:, 1:, 1:, 1:] >= 0).all()
+
+
+def test_a_temperature_sharpens_and_keeps_sums_order_and_zeros():
+    posteriors = torch.tensor([[0.6, 1.0, 0.5], [0.3, 0.0, 0.5], [0.1, 0.0, 0.0]])
+    kept = posteriors.clone()
+    sharp, same = at_temperature(posteriors, 0.5), at_temperature(posteriors, 1.0)
+    np.testing.assert_allclose(sharp[:, 0], np.array([0.36, 0.09, 0.01]) / 0.46, rtol=1e-5)
+    np.testing.assert_allclose(sharp[:, 1:], posteriors[:, 1:], atol=1e-6)
+    np.testing.assert_allclose(same, posteriors, atol=1e-6)
+    assert torch.equal(posteriors, kept)
 
 
 def test_the_working_grid_is_filled_by_the_box():

@@ -46,7 +46,8 @@ def methods_text(methods: Methods) -> str:
     which = "Every scan" if methods.all_scans else "One scan of each contrast"
     weights = "weights of the user's own" if methods.own_model else "the weights shipped with it"
     mirrored = (
-        "averaged with that of the mirrored image"
+        "averaged with that of the mirrored image on a grid moved by one voxel, the mean sharpened "
+        "for calibration [@guo2017]"
         if methods.mirror
         else "without averaging over the mirrored image"
     )
