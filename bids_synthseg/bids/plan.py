@@ -14,9 +14,9 @@ from pathlib import Path
 from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.bids.tables import format_table
 
-SECONDS_PER_SCAN = 10.0
-MEMORY_MB = 1000.0
-MEMORY_MB_PER_SCAN = 175.0
+SECONDS_PER_SCAN = 12.0
+MEMORY_MB = 1200.0
+MEMORY_MB_PER_SCAN = 240.0
 
 
 def expected_seconds(group: ScanGroup) -> float:
