@@ -333,7 +333,8 @@ def test_the_quality_of_a_session_is_told(session):
     spoiled = image.data.copy()
     spoiled[stripe] = 95.0
     images = {"T1w": scan(T1W_PLACE), "T2w": nifti(spoiled, T1W_PLACE.affine)}
-    _, out = session(images)
+    # Fine voxels: the reader tells sides by the middle of its grid, of which there are two.
+    _, out = session(images, replace(segmenter(), model=reader((64, 80, 64))))
     disagreement = np.asarray(load(out, "space-T1w_desc-disagreement_mask").dataobj) > 0
     assert disagreement[stripe & interior(labels.data)].mean() > 0.95
     assert disagreement[~stripe].mean() < 0.01
@@ -348,8 +349,7 @@ def test_the_quality_of_a_session_is_told(session):
     agreement = {index: row["agreement_dice"] for index, row in structures.items()}
     assert float(agreement["10"]) > 0.98 > 0.9 > float(agreement["3"])
     assert agreement["11"] == "n/a"  # the head has no caudate
-    # The reader tells sides by the middle of its grid, which is elsewhere in the mirrored pass.
-    assert float(structures["10"]["predicted_dice"]) > 0.85
+    assert float(structures["10"]["predicted_dice"]) > 0.9
     about = json.loads((out / "sub-01/anat/sub-01_space-T1w_desc-qc_volumes.json").read_text())
     assert about["islands_mm3"]["Units"] == "mm^3"
 

@@ -48,7 +48,7 @@ def test_the_lowest_of_several_scans():
 def whole():
     """A head that is segmented exactly."""
     image = head(grid((40, 46, 40), (1.7, 1.8, 1.7)))[1]
-    result = segment(image, reader(), locator())
+    result = segment(image, reader((64, 80, 64)), locator())
     return result, label_volume(result.field, image.grid), image
 
 
@@ -56,8 +56,7 @@ def test_a_good_segmentation_has_good_measures(whole):
     result, labelled, image = whole
     found = space_measures(labelled, [image], result.mirror_dice)
     assert set(found) <= set(MEASURES)
-    # The reader tells sides by the middle of its grid, which is elsewhere in the mirrored pass.
-    assert found["predicted_dice"] > 0.85
+    assert found["predicted_dice"] > 0.9
     assert found["mirror_dice"] > 0.9
     assert np.isnan(found["agreement_dice"])
     assert found["entropy"] < 0.1

@@ -1,9 +1,9 @@
 """What a run is going to do: scans used and left out with the reason, expected time and memory.
 
 `--dry-run` prints the table, a run writes it to `logs/plan.tsv`. The expectation is a straight line
-in the number of scans. Of the newborns of 0.86 mm in benchmarks/README.md one took 18.1 s for T1w,
-T2w and report on two cores of an AMD EPYC (Zen 3) without GPU, and five one after another 1.35 GB;
-how much of the memory a second scan takes was measured on earlier weights.
+in the number of scans. Of the newborns of 0.86 mm in benchmarks/README.md one took 24.7 s for T1w,
+T2w and report on two cores of an AMD EPYC (Zen 3) without GPU, and five one after another 1.67 GB;
+how much of the memory a second scan takes is an estimate from its posteriors.
 Images are not opened, so that a plan of thousands of sessions takes seconds; larger grids take
 more.
 """
