@@ -251,7 +251,12 @@ def _quality(
     age = read_ages(bids_dir, [group.key])[group.key]
     dices = [part.alignment.dice for part in parts[1:]]
     sides_mm = [float(part.image.volume.grid.voxel_size_mm.max()) for part in parts]
-    more = {"alignment_dice": min(dices, default=None), "slice_mm": max(sides_mm)}
+    fields = [p.result.bias_range for p in parts if p.result.bias_range is not None]
+    more = {
+        "alignment_dice": min(dices, default=None),
+        "slice_mm": max(sides_mm),
+        "bias_range": max(fields, default=None),
+    }
     return judge({**measures, **more, **age_measures(age, measures["brain_ml"])}, warnings)
 
 

@@ -5,12 +5,13 @@ Every trial takes images from disk or paints them, runs the App's own steps, and
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bids_synthseg.anatomy.calibration import Reliability, reliability, uncertain
+from bids_synthseg.anatomy.intensity import standardised
 from bids_synthseg.anatomy.islands import largest_component
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.metrics import dice, remap
@@ -27,7 +28,7 @@ from bids_synthseg.segmentation.align import align
 from bids_synthseg.segmentation.field import MergedField, MovedField, PosteriorField, slabs
 from bids_synthseg.segmentation.labelling import label_volume
 from bids_synthseg.segmentation.locate import BrainBox, box_of, locate
-from bids_synthseg.segmentation.predict import posteriors_of, segment, working_volume
+from bids_synthseg.segmentation.predict import segment
 
 LOG = logging.getLogger(__name__)
 
@@ -226,29 +227,19 @@ def locator_numbers(
 ) -> list[Number]:
     """Whether the locator saw a brain, its Dice on its own grid and the error of its box; both only
     where `brain` (bool) is known, on any grid of the scan's world."""
-    canonical, _ = scan.canonical()
-    box = locate(canonical, segmenter.locator)
+    canonical = standardised(scan.canonical()[0])
+    location = locate(canonical, segmenter.locator)
+    box = location.box
     values = {"found": float(box.found), "box_mm": float(box.extent_mm.max())}
     if brain is not None:
-        seen = locator_mask(canonical, segmenter)
-        there = resample(brain, seen.grid).data > 0.5
-        values["dice"] = dice(seen.data, there, [True])[True]
+        there = resample(brain, location.mask.grid).data > 0.5
+        values["dice"] = dice(location.mask.data > 0, there, [True])[True]
         truth = box_of(
             largest_component(resample(brain, canonical.grid, order=0).data), canonical.grid
         )
         if truth is not None:
             values["box_error_percent"] = box_error_percent(box, truth, canonical.grid)
     return [Number(section, subject, image, "", f"locator_{k}", v) for k, v in values.items()]
-
-
-def locator_mask(canonical: Volume, segmenter: Segmenter) -> Volume:
-    """What the locator calls brain, bool on its own grid, as `segmentation.locate` sees it: the
-    working grid of a box that is the whole field of view."""
-    grid = canonical.grid
-    view = BrainBox(grid.centre_mm, np.array(grid.shape) * grid.voxel_size_mm)
-    locator = replace(segmenter.locator, fill=1.0)
-    overview = working_volume(canonical, view, locator)
-    return Volume(largest_component(posteriors_of(overview, locator).brain), overview.grid)
 
 
 def box_error_percent(found: BrainBox, truth: BrainBox, grid: Grid) -> float:

@@ -108,7 +108,8 @@ class BrightIsBrain(nn.Module):
 def reader(shape: tuple[int, int, int] = (40, 48, 40), fill: float = 0.85) -> Model:
     """A model of all shipped labels."""
     table = LabelTable.default()
-    return Model(GreyReader(table), Head(table, "sided"), shape, fill)
+    # It reads grey values as they are.
+    return Model(GreyReader(table), Head(table, "sided"), shape, fill, correct_bias=False)
 
 
 def locator(level: float = 0.12, shape: tuple[int, int, int] = (32, 32, 32)) -> Model:

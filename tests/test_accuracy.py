@@ -13,6 +13,7 @@ from handmade import grid, head, segmenter
 from training_samples import PHANTOM_ROWS
 
 from bids_synthseg import accuracy, console, pipeline, scorecard, trials, workbench
+from bids_synthseg.anatomy.intensity import standardised
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.errors import BadData, InputMissing, UsageProblem
@@ -213,8 +214,9 @@ def test_box_error_is_the_worst_face_in_percent_of_its_side():
 def test_the_locator_s_mask_is_the_one_it_takes_its_box_from():
     networks = segmenter()
     scan = head(grid(turn=np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])))[1].canonical()[0]
-    seen = trials.locator_mask(scan, networks)
-    box, own = locate(scan, networks.locator), box_of(seen.data, seen.grid)
+    location = locate(standardised(scan), networks.locator)
+    box, seen = location.box, location.mask
+    own = box_of(seen.data > 0, seen.grid)
     assert box.found
     np.testing.assert_allclose(own.centre_mm, box.centre_mm)
     np.testing.assert_allclose(own.scaled(BOX_MARGIN).extent_mm, box.extent_mm)

@@ -38,7 +38,7 @@ def test_text_tells_what_was_done_and_nothing_else():
         ("aligned rigidly", "aligned"),
         ("Every scan", "all_scans"),
         ("averaged with that of the mirrored", "mirror"),
-        ("tustison2010", "preproc"),
+        ("written as preprocessed image", "preproc"),
         ("weights of the user's own", "own_model"),
     ):
         assert words in methods_text(FULL)

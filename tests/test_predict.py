@@ -9,12 +9,13 @@ import torch
 from handmade import RADII_MM, GreyReader, grid, head, interior, locator, reader
 from scipy.spatial.transform import Rotation
 
+from bids_synthseg.anatomy.intensity import standardised
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.posteriors import label_ids, mirror
-from bids_synthseg.anatomy.volume import Grid, Volume
+from bids_synthseg.anatomy.volume import Grid, Volume, resample
 from bids_synthseg.segmentation import predict
 from bids_synthseg.segmentation.field import slabs
-from bids_synthseg.segmentation.locate import BrainBox
+from bids_synthseg.segmentation.locate import BrainBox, Location
 from bids_synthseg.segmentation.predict import (
     at_temperature,
     brain_box,
@@ -96,7 +97,7 @@ def test_with_the_mirrored_pass_the_mirror_image_gives_the_mirrored_posteriors(o
 def test_segment_averages_with_the_mirrored_pass(oblique):
     model = replace(reader(), network=GreyReader(LabelTable.default(), middle=-0.1))
     plain, both = (segment(oblique[1], model, locator(), m) for m in (False, True))
-    twin = twin_of(oblique[1].canonical()[0], plain.box, plain.field, model)
+    twin = twin_of(standardised(oblique[1].canonical()[0]), plain.box, plain.field, model)
     mean = at_temperature((plain.field.data + twin.data) / 2, predict.TEMPERATURE)
     np.testing.assert_allclose(both.field.data, mean, atol=1e-6)
     assert (both.field.data - plain.field.data).abs().max() > 0.4
@@ -116,7 +117,7 @@ class Corners(GreyReader):
 
 def test_the_mirrored_pass_sees_other_cubes_and_its_answer_comes_back_in_place(oblique):
     """Cubes answer for their first corner: the mean of two grids errs to both sides alike."""
-    image = oblique[1].canonical()[0]
+    image = standardised(oblique[1].canonical()[0])
     exact, coarse = reader(), replace(reader(), network=Corners(LabelTable.default()))
     truth = segment(image, exact, locator(), mirror=False)
     twin = twin_of(image, truth.box, truth.field, exact)
@@ -131,7 +132,7 @@ def test_the_mirrored_pass_sees_other_cubes_and_its_answer_comes_back_in_place(o
 
 
 def test_the_planes_that_the_mirrored_pass_lacks_are_those_of_the_plain_one(oblique):
-    image = oblique[1].canonical()[0]
+    image = standardised(oblique[1].canonical()[0])
     plain = segment(image, reader(), locator(), mirror=False)
     marked = replace(plain.field, data=torch.full_like(plain.field.data, -1.0))
     twin = twin_of(image, plain.box, marked, reader()).data
@@ -193,7 +194,8 @@ def test_a_model_of_a_fixed_grid_segments(oblique):
 
 def wrong_box(monkeypatch, factor, shift_mm=0.0, found=True):
     def locate(scan, locator):
-        return BrainBox(scan.grid.centre_mm + shift_mm, 2 * RADII_MM * factor, found)
+        box = BrainBox(scan.grid.centre_mm + shift_mm, 2 * RADII_MM * factor, found)
+        return Location(box, scan)
 
     monkeypatch.setattr(predict, "locate", locate)
 
@@ -292,3 +294,59 @@ def test_grey_values_may_have_any_scale_and_offset():
         scan = replace(image, data=(gain * image.data + offset).astype(np.float32))
         found = labels_on(segment(scan, reader(), locator()).field, image.grid)
         assert (found == expected).mean() > 0.995, (gain, offset)
+
+
+def one_sided(place):
+    """(X, Y, Z) logarithm of a field that rises threefold across a grid's first axis."""
+    rise = np.linspace(0, np.log(3), place.shape[0])[:, None, None]
+    return np.broadcast_to(rise, place.shape)
+
+
+def test_the_bias_field_comes_off_for_both_passes(oblique, monkeypatch):
+    """Fields are found, however coarse the mask: the network looks again where they differ."""
+    labels, image = oblique
+    # Intensities of 0 for air, as the field multiplies what lies above it.
+    image = Volume(image.data - 20, image.grid)
+    strength = one_sided(image.grid)
+    biased = Volume((image.data * np.exp(strength)).astype(np.float32), image.grid)
+    looks: list[np.ndarray] = []
+
+    def field_of(working, mask):
+        looks.append(mask)
+        log_field = Volume(strength.astype(np.float32), image.grid).canonical()[0]
+        return resample(log_field, working.grid).data - (0.5 if len(looks) == 1 else 0.0)
+
+    monkeypatch.setattr(predict, "bias_field", field_of)
+    inner = interior(labels.data) & (labels.data > 0)
+    corrected = replace(reader(), correct_bias=True)
+    plain = labels_on(segment(biased, reader(), locator()).field, image.grid)
+    assert (plain != labels.data)[inner].mean() > 0.1
+    for mirrored in (False, True):
+        looks.clear()
+        result = segment(biased, corrected, locator(), mirrored)
+        found = labels_on(result.field, image.grid)
+        assert (found != labels.data)[inner].mean() < 0.005
+        # The brain takes some 60 % of the axis along which it rises threefold.
+        assert 1.8 < result.bias_range < 2.2
+    # Fluid is no tissue to seek a field in.
+    fluid = labels.data == 24
+    sought = resample(Volume(looks[-1].astype(np.float32), result.image.grid), image.grid).data
+    assert sought[inner & fluid].mean() < 0.02 < 0.95 < sought[inner & (labels.data == 2)].mean()
+
+
+def test_a_field_that_differs_from_the_one_taken_off_costs_another_look(oblique, monkeypatch):
+    wrong_box(monkeypatch, 1.02)
+    fields = []
+
+    def field_of(working, mask):
+        ramp = np.linspace(-1, 1, mask.shape[0], dtype=np.float32)[:, None, None]
+        fields.append(ramp * (0.0 if len(fields) == 0 else 1.0) * np.ones(mask.shape, np.float32))
+        return fields[-1]
+
+    monkeypatch.setattr(predict, "bias_field", field_of)
+    corrected = replace(reader(), correct_bias=True)
+    assert segment(oblique[1], corrected, locator(), mirror=False).passes > 1
+    fields[:] = [None]
+    monkeypatch.setattr(predict, "bias_field", lambda working, mask: None)
+    result = segment(oblique[1], corrected, locator(), mirror=False)
+    assert result.passes == 1 and result.bias_range is None

@@ -55,7 +55,9 @@ def methods_text(methods: Methods) -> str:
         f"{contrasts} brain scans, organised in BIDS [@gorgolewski2016], were segmented with "
         f"bids_synthseg {methods.version}, with {weights} (combined SHA-256 of their files "
         f"{methods.weights_sha256}).",
-        f"{which} of a session was used, without skull stripping or registration to a template.",
+        f"{which} of a session was used, without skull stripping or registration to a template. "
+        "Its bias field within the brain was estimated by N4 [@tustison2010] and taken off before "
+        "it was segmented.",
         "A convolutional network, trained on images synthesised from label maps in random contrast "
         "and resolution [@billot2023], with losses for label maps that tell only some structures "
         f"apart [@fidon2021], gave the posterior probability of every structure, {mirrored}.",
@@ -74,7 +76,7 @@ def methods_text(methods: Methods) -> str:
     if methods.preproc:
         sentences += [
             "Where a session had several scans of one contrast, or where it was asked for, the one "
-            "that was segmented was corrected for the bias field by N4 [@tustison2010] and written "
+            "that was segmented was corrected for the bias field within its brain mask and written "
             "as preprocessed image."
         ]
     return "\n".join(sentences)

@@ -65,6 +65,11 @@ MEASURES: dict[str, dict[str, str]] = {
         "lies above that of its age; n/a without age, and for ages that the curve does not cover"
     },
     "slice_mm": {"Description": "Largest side of a voxel of any scan", "Units": "mm"},
+    "bias_range": {
+        "Description": "How many times brighter the bias field made the same tissue in one place "
+        "of the brain than in another (99th to 1st percentile), before it was taken off; the "
+        "highest of the scans; n/a where it could not be estimated"
+    },
 }
 """What is measured of every session, in the order of tables: name -> Description and Units."""
 
@@ -142,6 +147,9 @@ LIMITS = (
           "deviations)."),
     # The thickest slices that were painted in training.
     Limit("slice_mm", "above", 3.0, None, "Slices of {:.1f} mm are thicker than any in training."),
+    # The strongest field that was painted in training, and what the estimate adds to it.
+    Limit("bias_range", "above", 6.0, None, "A bias field of {:.1f} to 1 is stronger than any in "
+          "training."),
 )  # fmt: skip
 """The rule."""
 

@@ -6,6 +6,7 @@ for their summed probability and nothing more. Schemes for common sources lie in
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -95,7 +96,28 @@ def read_source_labels(path: Path, table: LabelTable) -> tuple[SourceLabel, ...]
                 f"model; give some of the ids {' '.join(map(str, table.ids))}, or their names"
             )
         labels.append(SourceLabel(index, named[index], ids))
-    return tuple(labels)
+    return (*labels, *_absent_twins(labels, table))
+
+
+def _absent_twins(labels: Sequence[SourceLabel], table: LabelTable) -> list[SourceLabel]:
+    """Labels of no voxel that answer, on the other side, those that may also be background.
+
+    A remainder such as "vessel or basal forebrain, left" need not occur on both sides of a data
+    set; a structure that lacks its other side is a mistake in the table, for `twin_classes` to
+    tell.
+    """
+    mirror = _mirror_ids(table)
+    meanings = {label.labels for label in labels}
+    twins: list[SourceLabel] = []
+    for label in labels:
+        mirrored = frozenset(mirror[i] for i in label.labels)
+        if 0 in label.labels and mirrored not in meanings:
+            twins.append(SourceLabel(-1 - len(twins), f"{label.name} (other side)", mirrored))
+    return twins
+
+
+def _mirror_ids(table: LabelTable) -> dict[int, int]:
+    return dict(zip(table.ids.tolist(), table.ids[table.mirror_channels].tolist(), strict=True))
 
 
 def _model_labels(text: str, table: LabelTable) -> frozenset[int]:
@@ -138,7 +160,7 @@ def twin_classes(labels: tuple[SourceLabel, ...], table: LabelTable) -> np.ndarr
     labels are the mirrored ones. Raises ValueError for a class of one side whose twin is not there,
     because a mirrored sample would then teach the wrong side.
     """
-    mirror = dict(zip(table.ids.tolist(), table.ids[table.mirror_channels].tolist(), strict=True))
+    mirror = _mirror_ids(table)
     twins = np.arange(len(labels))
     waiting = []
     names = {label.name: k for k, label in enumerate(labels)}

@@ -114,13 +114,15 @@ def _classes(path: Path, data: np.ndarray, labels: tuple[SourceLabel, ...]) -> n
     """(X, Y, Z) uint8: the row of `labels` for every id."""
     if len(labels) > 256:
         raise BadData(f"{path}: {len(labels)} labels in its dseg.tsv; merge them into at most 256")
-    index = np.array([label.index for label in labels])
-    row_of = np.full(index[-1] + 1, -1, dtype=np.int16)
-    row_of[index] = np.arange(len(index))
-    within = data.min() >= 0 and data.max() <= index[-1]
+    # Labels of no voxel have negative numbers (label_sets).
+    row_at = {label.index: row for row, label in enumerate(labels) if label.index >= 0}
+    highest = max(row_at)
+    row_of = np.full(highest + 1, -1, dtype=np.int16)
+    row_of[list(row_at)] = list(row_at.values())
+    within = data.min() >= 0 and data.max() <= highest
     rows = row_of[data] if within else None
     if rows is None or rows.min() < 0:
-        unknown = np.setdiff1d(data, index)
+        unknown = np.setdiff1d(data, list(row_at))
         raise BadData(
             f"{path}: ids {', '.join(map(str, unknown[:8]))} are not in the dseg.tsv of its data "
             "set; add them there with their meaning"

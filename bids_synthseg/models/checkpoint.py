@@ -26,7 +26,7 @@ class Model:
 
     `shape` is the working grid in voxels, `voxel_mm` their side, or 0 where the brain decides: its
     box then takes the fraction `fill` of the grid. `record` tells how it was trained (anything
-    JSON can hold).
+    JSON can hold). `correct_bias`: the network is to see images without their bias field.
     """
 
     network: UNet
@@ -35,6 +35,7 @@ class Model:
     fill: float
     record: dict = field(default_factory=dict)
     voxel_mm: float = 0.0
+    correct_bias: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -62,6 +63,7 @@ def save_model(path: Path, model: Model) -> None:
         "shape": list(model.shape),
         "fill": model.fill,
         "voxel_mm": model.voxel_mm,
+        "correct_bias": model.correct_bias,
         "record": model.record,
     }
     from safetensors.torch import save  # here: the training core must load without it
@@ -98,10 +100,11 @@ def load_model(path: Path) -> Model:
             raise ValueError(f"{network.config.channels_out} channels for {head.n_channels}")
         network.load_state_dict(state)
         shape = tuple(int(n) for n in description["shape"])
-        # Files of before fixed grids were known have none.
+        # Older files lack the last two.
         voxel_mm = float(description.get("voxel_mm", 0.0))
+        correct_bias = bool(description.get("correct_bias", True))
         fill = float(description["fill"])
-        return Model(network, head, shape, fill, description["record"], voxel_mm)
+        return Model(network, head, shape, fill, description["record"], voxel_mm, correct_bias)
     except (KeyError, ValueError, TypeError, RuntimeError) as problem:
         reason = " ".join(str(problem).split())[:200]
         raise BadData(

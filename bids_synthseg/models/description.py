@@ -46,6 +46,7 @@ def facts(path: Path) -> dict[str, Any]:
             "structures": list(table.structures),
         },
         "grid": {"shape": list(model.shape), "voxel_mm": model.voxel_mm, "fill": model.fill},
+        "correct_bias": model.correct_bias,
         "maps": dict(sorted(datasets.items())),
         "config": record.pop("config", {}),
         **({"record": record} if record else {}),

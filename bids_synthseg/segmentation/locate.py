@@ -67,27 +67,27 @@ def whole_field_of_view(grid: Grid) -> BrainBox:
     return BrainBox(grid.centre_mm, extent, found=False)
 
 
-def air_value(scan: Volume) -> float:
-    """The grey value that stands for what lies outside of the field of view.
+@dataclass(frozen=True, eq=False)
+class Location:
+    """The box of a brain, and `mask`, float32 on the locator's grid, 1 in what it calls brain; not
+    to be relied on where the box was not found."""
 
-    0, unless a scan has many negative intensities (standardised ones): 0 is then as bright as
-    tissue, and its darkest voxels are air.
-    """
-    sample = scan.data.ravel()[:: max(1, scan.data.size // 50_000)]
-    return min(0.0, float(np.percentile(sample, 1)))
+    box: BrainBox
+    mask: Volume
 
 
-def locate(scan: Volume, locator: Model) -> BrainBox:
-    """The box of the brain in a canonical scan."""
+def locate(scan: Volume, locator: Model) -> Location:
+    """The place of the brain in a canonical, standardised scan (anatomy.intensity)."""
     extent_mm = np.array(scan.grid.shape) * scan.grid.voxel_size_mm
     voxel_mm = float((extent_mm / np.array(locator.shape)).max())
     middle = (np.array(scan.grid.shape) - 1) / 2
     window = scan.grid.window(middle, voxel_mm, locator.shape)
-    overview = resample(scan, window, fill=air_value(scan))
+    overview = resample(scan, window)
     with torch.inference_mode():
         image = torch.from_numpy(overview.data).to(locator.device)
         logits = locator.network(network_input(image, locator.intensity))
         brain = locator.head.probabilities(logits)[0, 1].cpu().numpy() > 0.5
     brain = largest_component(brain)
     box = box_of(brain, overview.grid) if brain.sum() >= MIN_VOXELS else None
-    return box.scaled(BOX_MARGIN) if box else whole_field_of_view(scan.grid)
+    place = box.scaled(BOX_MARGIN) if box else whole_field_of_view(scan.grid)
+    return Location(place, Volume(brain.astype(np.float32), overview.grid))

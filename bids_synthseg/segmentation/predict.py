@@ -1,4 +1,4 @@
-"""From a scan to a posterior field: locate, working grid, network, mirrored pass.
+"""From a scan to a posterior field: locate, working grid, bias field, network, mirrored pass.
 
 The working grid runs along the scan's own axes (in canonical order), is isotropic, and so large
 that the brain's box fills the same part of it as in training.
@@ -13,19 +13,28 @@ import numpy as np
 import torch
 
 from bids_synthseg.anatomy.extent import without_far_fluid
+from bids_synthseg.anatomy.intensity import standardised
 from bids_synthseg.anatomy.islands import largest_component
 from bids_synthseg.anatomy.labels import CSF_ID
 from bids_synthseg.anatomy.volume import Volume, resample, working_voxel_mm
 from bids_synthseg.models.checkpoint import Model
 from bids_synthseg.models.inputs import network_input
+from bids_synthseg.segmentation.bias import bias_field, field_range, without_field
 from bids_synthseg.segmentation.field import GridField
-from bids_synthseg.segmentation.locate import BrainBox, air_value, box_of, locate
+from bids_synthseg.segmentation.locate import BrainBox, box_of, locate
 from bids_synthseg.segmentation.quality import aseg_agreement
 
 LOG = logging.getLogger(__name__)
 
 BOX_TOLERANCE = 0.06
 """The segmentation's own box may differ from the one it was made in by this fraction."""
+
+FIELD_TOLERANCE = 0.1
+"""The bias field that was taken off may differ from the one within the segmented tissue by this SD
+of its logarithm. The first is found in the coarse mask of the locator, fluid included."""
+
+FLUID = 3
+"""BIDS tissue number of fluid, which is left out where the bias field is sought."""
 
 MAX_PASSES = 4
 
@@ -49,9 +58,12 @@ sure than it is right. Calibrated on newborns (benchmarks/accuracy.md)."""
 class Segmented:
     """One scan's posteriors on its working grid, and its image there.
 
-    `box` is the one the working grid was made for, `passes` how often it took to find it;
-    `mirror_dice` (C,) is the agreement of the plain and the mirrored pass on the aseg labels, None
-    without the latter; `warnings` are for the user.
+    `image` has no bias field any more, and intensities of `anatomy.intensity`; `bias_range` is how
+    many times brighter the field made the same tissue in one place than in another, None where no
+    field could be estimated or the model wants none taken off. `box` is the one the working grid
+    was made for, `passes` how often it took to find it; `mirror_dice` (C,) is the agreement of the
+    plain and the mirrored pass on the aseg labels, None without the latter; `warnings` are for the
+    user.
     """
 
     field: GridField
@@ -59,19 +71,21 @@ class Segmented:
     box: BrainBox
     passes: int
     mirror_dice: np.ndarray | None = None
+    bias_range: float | None = None
     warnings: tuple[str, ...] = ()
 
 
 def segment(scan: Volume, model: Model, locator: Model, mirror: bool = True) -> Segmented:
-    """Segment one scan, in any orientation and field of view.
+    """Segment one scan, in any orientation, field of view and scale of intensities.
 
-    If the box of the segmented brain disagrees with the box it was cut out by, the network runs
-    again in the box that it found itself. `mirror`: average with what the network says of the
-    mirrored image. A scan for which the memory of the GPU is too small, as others may use it at the
-    moment, is done on the CPU: smaller tiles would change the answer, as normalisation and
-    coordinates are those of the whole grid.
+    If the box of the segmented brain disagrees with the box it was cut out by, or the bias field
+    within it with the one that was taken off, the network runs again in the box and without the
+    field that it found itself. `mirror`: average with what the network says of the mirrored image.
+    A scan for which the memory of the GPU is too small, as others may use it at the moment, is done
+    on the CPU: smaller tiles would change the answer, as normalisation and coordinates are those of
+    the whole grid.
     """
-    canonical, _ = scan.canonical()
+    canonical = standardised(scan.canonical()[0])
     try:
         return _segment(canonical, model, locator, mirror)
     except torch.cuda.OutOfMemoryError:
@@ -90,18 +104,27 @@ def _on_cpu(model: Model) -> Model:
 
 
 def _segment(canonical: Volume, model: Model, locator: Model, mirror: bool) -> Segmented:
-    box = locate(canonical, locator)
+    location = locate(canonical, locator)
+    box, seen = location.box, location.mask if location.box.found else None
     warnings = []
     if not box.found:
         warnings.append("the locator saw no brain: the whole field of view was searched")
     for passes in range(1, MAX_PASSES + 1):
         working = working_volume(canonical, box, model)
-        field = posteriors_of(working, model)
+        bias = None
+        if model.correct_bias and seen is not None:
+            bias = bias_field(working, resample(seen, working.grid).data > 0.5)
+        field = posteriors_of(without_field(working, bias), model)
         own = brain_box(field)
         if own is None:
             warnings.append("no brain was segmented: check the scan")
             break
-        if own.agrees_with(box, BOX_TOLERANCE):
+        tissue = solid_tissue(field)
+        seen = Volume(tissue.astype(np.float32), working.grid)
+        refined = bias_field(working, tissue) if model.correct_bias else None
+        settled = _same_field(bias, refined, tissue)
+        bias = refined
+        if own.agrees_with(box, BOX_TOLERANCE) and settled:
             break
         if passes == MAX_PASSES:
             warnings.append("the size of the brain did not settle: check the result")
@@ -111,15 +134,33 @@ def _segment(canonical: Volume, model: Model, locator: Model, mirror: bool) -> S
         box = own.scaled(GROWTH) if grows else own
     mirror_dice = None
     if mirror:
-        twin = twin_of(canonical, box, field, model)
+        twin = twin_of(canonical, box, field, model, bias)
         mirror_dice = aseg_agreement(field, twin)
         both = at_temperature((field.data + twin.data) / 2, TEMPERATURE)
         field = GridField(both, field.grid, field.table)
-    return Segmented(field, working, box, passes, mirror_dice, tuple(warnings))
+    bias_range = None if bias is None else field_range(bias, tissue)
+    image = without_field(working, bias)
+    return Segmented(field, image, box, passes, mirror_dice, bias_range, tuple(warnings))
+
+
+def solid_tissue(field: GridField) -> np.ndarray:
+    """(X, Y, Z) bool: voxels of brain, fluid left out."""
+    fluid = np.array([row.mapping == FLUID for row in field.table.rows])
+    channels = field.data.argmax(0).cpu().numpy()
+    return (channels > 0) & ~fluid[channels]
+
+
+def _same_field(taken: np.ndarray | None, found: np.ndarray | None, mask: np.ndarray) -> bool:
+    """Whether a field (its logarithm) that was taken off is the one that was found after."""
+    if found is None:
+        return True
+    difference = found[mask] if taken is None else (found - taken)[mask]
+    return bool(difference.std() < FIELD_TOLERANCE)
 
 
 def working_volume(scan: Volume, box: BrainBox, model: Model, shift: int = 0) -> Volume:
-    """A canonical scan on the working grid of a box, `shift` voxels from its middle on every axis.
+    """A canonical, standardised scan on the working grid of a box, `shift` voxels from its middle
+    on every axis.
 
     The box fills `model.fill` of it; a model of a fixed voxel size gets a larger grid where its own
     would cut the box, and larger voxels where that would take more memory than it is worth.
@@ -135,20 +176,30 @@ def working_volume(scan: Volume, box: BrainBox, model: Model, shift: int = 0) ->
         )
     centre = scan.grid.to_voxel(box.centre_mm) + shift * voxel_mm / scan.grid.voxel_size_mm
     window = scan.grid.window(centre, voxel_mm, shape)
-    return resample(scan, window, fill=air_value(scan))
+    return resample(scan, window)
 
 
 def twin_of(
-    scan: Volume, box: BrainBox, field: GridField, model: Model, mirrored: bool = True
+    scan: Volume,
+    box: BrainBox,
+    field: GridField,
+    model: Model,
+    bias: np.ndarray | None = None,
+    mirrored: bool = True,
 ) -> GridField:
-    """A second answer for a canonical scan on the grid of `field`, which is that of `box`: what the
-    network says of the mirror image on another grid, `TWIN_SHIFT` voxels on.
+    """A second answer for a canonical, standardised scan on the grid of `field`, which is that of
+    `box`: what the network says of the mirror image on another grid, `TWIN_SHIFT` voxels on.
 
-    The planes that the other grid lacks are those of `field` itself.
+    `bias`: logarithm of the field to take off, on the grid of `field`. The planes that the other
+    grid lacks are those of `field` itself.
     """
-    moved = posteriors_of(working_volume(scan, box, model, TWIN_SHIFT), model, mirrored)
-    data = field.data.clone()
     shared, there = slice(TWIN_SHIFT, None), slice(None, -TWIN_SHIFT)
+    image = working_volume(scan, box, model, TWIN_SHIFT)
+    if bias is not None:
+        # The field has no border to speak of: its last plane goes on.
+        bias = np.pad(bias[shared, shared, shared], ((0, TWIN_SHIFT),) * 3, mode="edge")
+    moved = posteriors_of(without_field(image, bias), model, mirrored)
+    data = field.data.clone()
     data[:, shared, shared, shared] = moved.data[:, there, there, there]
     return GridField(data, field.grid, field.table)
 
