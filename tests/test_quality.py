@@ -14,6 +14,7 @@ GOOD = {
     "entropy": 0.18, "edge_fraction": 0.0, "asymmetry": 0.01, "unsure_structures": 0.0,
     "missing_structures": 0.0,
     "islands_ml": 0.5, "brain_ml": 450.0, "age_weeks_pma": 41.0, "volume_z": -0.4, "slice_mm": 1.0,
+    "bias_range": 1.5,
 }  # fmt: skip
 
 

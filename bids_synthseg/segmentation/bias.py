@@ -43,10 +43,7 @@ def bias_field(image: Volume, mask: np.ndarray) -> np.ndarray | None:
     occupied = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     lengths_mm = [(n[-1] - n[0] + 1) * mm for n, mm in zip(occupied, sides_mm, strict=True)]
     sample_mm = max(lengths_mm) / _SAMPLES
-    shrink = [
-        int(np.clip(round(sample_mm / mm), 1, n))
-        for mm, n in zip(sides_mm, data.shape, strict=True)
-    ]
+    shrink = np.clip(np.round(sample_mm / sides_mm), 1, data.shape).astype(int).tolist()
     small = sitk.BinShrink(whole, shrink)
     small_seen = sitk.BinShrink(seen, shrink) > _MASK_SHARE
     if sitk.GetArrayViewFromImage(small_seen).sum() < LEAST_VOXELS:
