@@ -122,7 +122,7 @@ class Segmenter:
 
 
 def _ready(model: Model, device: torch.device) -> Model:
-    model.network.to(device).eval().to(memory_format=torch.channels_last_3d)
+    model.network.to(device).eval()
     return model
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bids_synthseg.models.evidence import SMALLEST_SD, class_gaussians, fit
+from bids_synthseg.models.evidence import SMALLEST_SD, class_gaussians, fit, fit_table, looked_up
 from bids_synthseg.models.unet import NetworkConfig, UNet
 
 HALVES = (torch.arange(8) >= 4).view(1, 8, 1, 1).expand(1, 8, 8, 8)
@@ -97,3 +97,26 @@ def test_gaussians_have_no_gradient():
 def test_impossible_evidence_is_refused(wrong):
     with pytest.raises(ValueError, match="evidence"):
         NetworkConfig(**{"features": (4, 6), "convs": (1, 1), "channels_out": 3, **wrong})
+
+
+def test_a_table_says_what_the_exponentials_say():
+    """Sums of fits over classes, with weights of each channel's own, and their gradient."""
+    torch.manual_seed(0)
+    image = 1.2 * noise(2, 3, 4, 5, 6).clamp(-1.5, 1.5)
+    mean, sd = torch.randn(2, 4, 1), torch.rand(2, 4, 1) + SMALLEST_SD
+    weight = torch.randn(7, 4, 3, requires_grad=True)  # features, classes, channels
+    fits = fit(image[:, :, None], mean.view(2, 1, 4, 1, 1, 1), sd.view(2, 1, 4, 1, 1, 1))
+    expected = torch.einsum("bcnxyz,fnc->bfxyz", fits, weight)
+    values, tables = fit_table(image, mean, sd)
+    found = looked_up(image, values, torch.einsum("bqn,fnc->bcqf", tables, weight))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    slope = torch.randn(found.shape)
+    grads = [torch.autograd.grad(got, weight, slope)[0] for got in (found, expected)]
+    torch.testing.assert_close(grads[0], grads[1], atol=2e-3, rtol=1e-3)
+
+
+def test_an_image_of_one_value_has_a_table():
+    image = torch.full((1, 1, 2, 2, 2), 0.5)
+    values, tables = fit_table(image, torch.tensor([[[0.5], [1.5]]]), torch.ones(1, 2, 1))
+    found = looked_up(image, values, tables[:, None])
+    torch.testing.assert_close(found[0, :, 0, 0, 0], torch.tensor([1.0, 0.6065]), atol=1e-4, rtol=0)

@@ -222,11 +222,14 @@ def test_frozen_parts_stay():
     assert {name.split(".")[0] for name in moved} == {"laterals", "decoders", "heads"}
 
 
-def test_precision():
+def test_precision(monkeypatch):
     cuda = torch.device("cuda")
     table = {("auto", CPU): False, ("auto", cuda): True, ("bf16", CPU): True, ("fp32", cuda): False}
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     for (precision, device), expected in table.items():
         assert uses_bf16(tiny_config(precision=precision), device) is expected
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert uses_bf16(tiny_config(precision="auto"), CPU)
     losses = [one_step(tiny_config(precision=name))[1] for name in ("fp32", "bf16")]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
 

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bids_synthseg.models import unet
 from bids_synthseg.models.unet import (
+    Lattice,
     NetworkConfig,
     Pyramid,
     UNet,
@@ -139,3 +141,33 @@ def test_the_input_of_a_residual_block_is_added():
         picture = image(8, 8, 8)
         expected = net.encoders[0].short(picture)
         torch.testing.assert_close(net.encoders[0](picture), expected)
+
+
+@pytest.mark.parametrize("stem", [False, True])
+@pytest.mark.parametrize("step, first, second", [(2, 1, 0), (3, 2, 1), (4, 3, 2), (1, 0, 0)])
+def test_a_lattice_gets_the_answers_that_its_places_have(stem, step, first, second):
+    net, picture = network(replace(COARSE, stem=stem)), image(16, 24, 8)
+    whole, below = net.pyramid(picture)
+    part, same = net.pyramid(picture, Lattice(step, first, second))
+    torch.testing.assert_close(part, whole[:, :, first::step, second::step])
+    assert torch.equal(same, below)
+
+
+@pytest.mark.parametrize("stem", [False, True])
+def test_slabs_give_what_the_whole_gives(stem, monkeypatch):
+    monkeypatch.setattr(unet, "SLAB_VOXELS", 50)
+    net, picture = network(replace(COARSE, stem=stem)), image(16, 24, 8)
+    with torch.no_grad():
+        found = net(picture)
+    torch.testing.assert_close(found, net(picture).detach())
+
+
+def test_instances_are_normalised_alone():
+    layer, picture = unet._norm("instance", 2), image(4, 6, 8) * 5 + 3
+    torch.testing.assert_close(layer(picture), torch.nn.functional.instance_norm(picture))
+
+
+def test_a_product_of_matrices_is_the_convolution():
+    layer, picture = unet.Pointwise(2, 5), image(4, 6, 8)
+    expected = torch.nn.functional.conv3d(picture, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(picture), expected)

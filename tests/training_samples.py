@@ -103,6 +103,7 @@ def tiny_config(**changes: object) -> TrainConfig:
         steps=4,
         batch=1,
         warm_up=2,
+        precision="fp32",
         network=NetworkConfig(features=(4, 8), convs=(1, 1)),
         synthesis=SynthesisConfig(),
     )

@@ -42,8 +42,8 @@ class TrainConfig:
     steps); `clip`: largest norm of the gradient; `average`: decay of the exponential moving average
     of the weights; `loss_step`: the loss looks at every so many voxels of the first two axes, at
     places that change; `freeze`: parts of the network that stay as they are (learning.transfer);
-    `precision`: "auto" is bf16 on a GPU and fp32 elsewhere; `compile`: let torch.compile fuse the
-    network.
+    `precision`: "auto" is bf16 on a GPU and on CPUs with AMX, and fp32 elsewhere; `compile`: let
+    torch.compile fuse the network.
 
     The rest: `seed` of everything random; `init_from`: a model file to start from, "shipped" for
     the weights that come with this version; `keep_network`: with its architecture and working grid,

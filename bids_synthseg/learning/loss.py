@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from bids_synthseg.models.heads import Head
+from bids_synthseg.models.unet import Lattice
 
 LEAST_CHANCE = 1e-30
 """A target less probable than this has no slope in the cross-entropy, which so stays finite. Far
@@ -57,21 +58,21 @@ def training_loss(
     head: Head,
     config: LossConfig,
     step: int,
-    lattice: tuple[slice, slice] = (slice(None), slice(None)),
+    lattice: Lattice | None = None,
 ) -> torch.Tensor:
     """Loss of one sample at `step`, summed over the levels of a network.
 
-    `pyramid`: logits (1, n, X / f, Y / f, Z / f) of the levels, from f = 1 on; `classes` (X, Y, Z)
-    int64 rows of `sets` (K, C) bool, of which each level takes the voxel nearest to the centre of
-    its own. `lattice`: the part of the first two axes that the finest level looks at.
+    `pyramid`: logits (1, n, X / f, Y / f, Z / f) of the levels, from f = 1 on, the first at the
+    places of `lattice` alone; `classes` (X, Y, Z) int64 rows of `sets` (K, C) bool, of which each
+    coarser level takes the voxel nearest to the centre of its own.
     """
     losses = []
     for level, logits in enumerate(pyramid if config.deep else pyramid[:1]):
-        factor = len(classes) // logits.shape[2]
-        places = [slice(factor // 2, None, factor)] * 3
-        target = classes[tuple(places)]
         if level == 0:
-            logits, target = logits[:, :, lattice[0], lattice[1]], target[lattice]
+            target = classes[(lattice or Lattice()).slices]
+        else:
+            factor = len(classes) // logits.shape[2]
+            target = classes[(slice(factor // 2, None, factor),) * 3]
         if step < config.warm_up_l2:
             loss = logit_l2_loss(logits, target, sets, head)
         else:

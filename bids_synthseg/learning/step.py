@@ -20,7 +20,7 @@ from bids_synthseg.learning.maps import TrainingMap
 from bids_synthseg.learning.states import State
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.inputs import network_input
-from bids_synthseg.models.unet import UNet
+from bids_synthseg.models.unet import Lattice, UNet
 from bids_synthseg.synthesis.head import Donor, donor_of
 from bids_synthseg.synthesis.recipe import draw, render, working_voxel
 
@@ -124,24 +124,27 @@ def train_step(
 
 
 def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the network runs in bf16."""
-    return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    """Whether the network runs in bf16: "auto" does where the hardware multiplies it natively."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device.type != "cpu":
+        return device.type == "cuda"
+    # Tiles of AMX; elsewhere on CPUs bf16 gains little or nothing.
+    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(known and known())
 
 
 def _loss(
     forward: nn.Module, samples: Sequence[Sample], head: Head, config: TrainConfig, step: int
 ) -> torch.Tensor:
     images = torch.cat([sample.image for sample in samples])
+    # On a fine grid neighbouring voxels say much the same: a lattice of them tells the loss enough.
+    corner = np.random.default_rng([config.seed, step]).integers(config.loss_step, size=2)
+    lattice = Lattice(config.loss_step, int(corner[0]), int(corner[1]))
     with torch.autocast(
         images.device.type, torch.bfloat16, enabled=uses_bf16(config, images.device)
     ):
-        pyramid = forward(images)
-    # On a fine grid neighbouring voxels say much the same: a lattice of them tells the loss enough.
-    corner = np.random.default_rng([config.seed, step]).integers(config.loss_step, size=2)
-    lattice = (
-        slice(int(corner[0]), None, config.loss_step),
-        slice(int(corner[1]), None, config.loss_step),
-    )
+        pyramid = forward(images, lattice)
     losses = [
         training_loss(
             [logits[k : k + 1] for logits in pyramid],
