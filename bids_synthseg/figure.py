@@ -13,6 +13,9 @@ from bids_synthseg.storage import atomic_file
 
 _SLICES = 4
 _OPACITY = 0.45
+# Of the brightest grey: what is darker than this is air, and cut off.
+_DARK = 0.1
+_MARGIN = 3
 
 
 def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str = "") -> Path:
@@ -31,6 +34,8 @@ def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str 
     if not labels.any():
         raise BadData(f"{labels_path}: holds no label but background; nothing to show")
     grey = _grey(volume.data)
+    box = _box((labels != 0) | (grey > _DARK))
+    grey, labels = grey[box], labels[box]
     figure = Figure(figsize=(21, 9.6), facecolor="black", layout="constrained")
     axes = figure.subplots(3, 2 * _SLICES)
     size_mm = volume.grid.voxel_size_mm
@@ -59,6 +64,14 @@ def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str 
     with atomic_file(picture) as stream:
         figure.savefig(stream, format="png", dpi=110, facecolor="black")
     return picture
+
+
+def _box(seen: np.ndarray) -> tuple[slice, ...]:
+    """The part of an array (X, Y, Z) bool that is worth showing, with a narrow margin."""
+    from scipy import ndimage
+
+    (box,) = ndimage.find_objects(seen.astype(np.uint8))
+    return tuple(slice(max(0, side.start - _MARGIN), side.stop + _MARGIN) for side in box)
 
 
 def _grey(data: np.ndarray) -> np.ndarray:
