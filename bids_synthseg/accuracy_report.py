@@ -68,8 +68,12 @@ def scan_blocks(numbers: Sequence[Number], section: str) -> list[str]:
         ]
     if scorecard.BETWEEN in scorecard.distinct(own, "image"):
         blocks += ["### T1w against T2w", _AGREEMENT, scorecard.agreement_table(numbers, section)]
-    if "labels_on_nothing_ml" in measures:
-        blocks += ["### Labels on nothing", _EMPTY, scorecard.empty_table(numbers, section)]
+    if "labels_where_empty_ml" in measures:
+        blocks += [
+            "### Labels where the image is empty",
+            _EMPTY,
+            scorecard.empty_table(numbers, section),
+        ]
     if "ece" in measures:
         blocks += ["### Calibration", _CALIBRATION, scorecard.calibration_table(numbers, section)]
     return blocks

@@ -90,8 +90,8 @@ def empty_ml(labels: np.ndarray, empty: np.ndarray, voxel_ml: float) -> dict[str
     """Volume of CSF and of all labels (X, Y, Z) in the voxels `empty` (X, Y, Z) bool."""
     there = labels[empty]
     return {
-        "csf_on_nothing_ml": float((there == CSF_ID).sum()) * voxel_ml,
-        "labels_on_nothing_ml": float((there != 0).sum()) * voxel_ml,
+        "csf_where_empty_ml": float((there == CSF_ID).sum()) * voxel_ml,
+        "labels_where_empty_ml": float((there != 0).sum()) * voxel_ml,
     }
 
 

@@ -176,7 +176,7 @@ def agreement_table(numbers: Sequence[Number], section: str) -> str:
 
 def empty_table(numbers: Sequence[Number], section: str) -> str:
     """Scans by what was labelled where they are empty; last row: the mean."""
-    measures = {"CSF ml": "csf_on_nothing_ml", "any label ml": "labels_on_nothing_ml"}
+    measures = {"CSF ml": "csf_where_empty_ml", "any label ml": "labels_where_empty_ml"}
     own = [n for n in numbers if n.section == section and n.measure in measures.values()]
     cells: dict[str, list[float]] = {}
     for subject, image in dict.fromkeys((number.subject, number.image) for number in own):

@@ -295,6 +295,10 @@ def test_reliability_of_a_field(match):
     assert found.voxels.sum() == brain.sum()
     assert (found.accuracy, missed) == (1, 0)
     assert found.ece == pytest.approx(0.2, abs=1e-4)
+    # What the reference does not tell is left out as well.
+    partly = replace(match, unjudged=frozenset({10, 49}))
+    found, _ = trials.field_reliability(field_of(labels, 0.8), reference, partly)
+    assert found.voxels.sum() == (brain & ~np.isin(reference.data, (10, 49))).sum()
     # Certain of air in one half of the brain: those voxels escape, and are told.
     half = np.where(np.arange(32)[:, None, None] < 16, 0, labels.data)
     found, missed = trials.field_reliability(field_of(Volume(half, PLACE), 0.8), reference, match)
@@ -445,7 +449,10 @@ def test_the_whole_report(validation, handmade, seen, tmp_path, capsys):
     assert "weights abababababab" in printed
     headings = [line for line in printed.splitlines() if line.startswith("#")]
     newborn, infant = ["## Newborn", "### Against the reference"], ["## Infant"]
-    nothing, painted = "### Labels on nothing", "### 4-month map in synthetic contrasts"
+    nothing, painted = (
+        "### Labels where the image is empty",
+        "### 4-month map in synthetic contrasts",
+    )
     newborn += [nothing, "### Calibration", "### Locator"]
     infant += ["### T1w against T2w", nothing, painted, "### Brain volume by age"]
     assert headings == ["# Accuracy", "## Fetal", "### Locator", *newborn, *infant]
@@ -478,7 +485,7 @@ def test_the_whole_report(validation, handmade, seen, tmp_path, capsys):
     assert (out / "derivatives/newborns/sub-1/anat").is_dir()
     place = {"section": "infants", "subject": "sub-3mo"}
     assert value("dice", **place, image=BETWEEN, structure="thalamus") == 1
-    assert value("labels_on_nothing_ml", **place, image="T2w") == 0
+    assert value("labels_where_empty_ml", **place, image="T2w") == 0
     pictures = sorted(path.name for path in (out / "pictures").iterdir())
     assert pictures == ["sub-3mo_T1w.png", "sub-3mo_T2w.png", "sub-6mo_T1w.png"]
 

@@ -1,4 +1,4 @@
-"""Agreement of contrasts, labels on nothing and pictures, worked out by hand."""
+"""Agreement of contrasts, labels where the image is empty and pictures, worked out by hand."""
 
 import math
 
