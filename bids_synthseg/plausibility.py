@@ -12,9 +12,9 @@ import numpy as np
 from bids_synthseg.anatomy.label_maps import carry_labels
 from bids_synthseg.anatomy.labels import CSF_ID, LabelTable
 from bids_synthseg.anatomy.metrics import dice
+from bids_synthseg.anatomy.volume import Grid, Volume
 from bids_synthseg.bids.derivatives import SessionPaths
 from bids_synthseg.bids.scans import CONTRASTS, ScanGroup
-from bids_synthseg.errors import BadData
 from bids_synthseg.evaluation import mean, predictions
 from bids_synthseg.figure import write_mosaic
 from bids_synthseg.nifti import Image, read_labels, read_scan
@@ -49,24 +49,25 @@ def agreement_numbers(section: str, output_dir: Path, group: ScanGroup) -> list[
     if len(labels) < len(CONTRASTS):
         return []
     t1w, t2w = (labels[name].volume for name in CONTRASTS)
-    if not t2w.grid.same_as(t1w.grid):
-        t2w = carry_labels(t2w, t1w.grid)
+    agreement = structure_agreement(t1w.data, on_grid(t2w, t1w.grid))
     return [
         Number(section, group.label, BETWEEN, structure, "dice", value)
-        for structure, value in structure_agreement(t1w.data, t2w.data).items()
+        for structure, value in agreement.items()
     ]
+
+
+def on_grid(labels: Volume, grid: Grid) -> np.ndarray:
+    """A label map as seen on a grid (X, Y, Z), untouched where it lies there already."""
+    return labels.data if labels.grid.same_as(grid) else carry_labels(labels, grid).data
 
 
 def empty_numbers(
     section: str, output_dir: Path, group: ScanGroup, reference: Path | None = None
 ) -> list[Number]:
     """What every scan alone got of CSF, and of any label, where it is exactly 0 and outside the
-    brain of the label map `reference`, in ml.
-
-    Raises BadData where the reference lies on another grid than its scan.
-    """
+    brain of the label map `reference`, in ml."""
     numbers = []
-    brain = read_labels(reference) if reference else None
+    brain = read_labels(reference).volume if reference else None
     labels = contrast_labels(output_dir, group)
     for scan in group.scans:
         if scan.suffix not in labels:
@@ -74,9 +75,7 @@ def empty_numbers(
         image = read_scan(scan.path).volume
         empty = image.data == 0
         if brain is not None:
-            if not brain.volume.grid.same_as(image.grid):
-                raise BadData(f"{brain.path}: lies on another grid than {scan.path}; resample it")
-            empty &= brain.volume.data == 0
+            empty &= on_grid(brain, image.grid) == 0
         voxel_ml = image.grid.voxel_volume_mm3 / 1000
         found = empty_ml(labels[scan.suffix].volume.data, empty, voxel_ml)
         numbers += [

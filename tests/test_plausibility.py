@@ -7,7 +7,6 @@ import pytest
 from conftest import nifti, write_tree
 
 from bids_synthseg.bids.scans import Scan, ScanGroup
-from bids_synthseg.errors import BadData
 from bids_synthseg.plausibility import (
     agreement_numbers,
     empty_numbers,
@@ -95,20 +94,16 @@ def test_labels_where_the_image_is_empty(session, tmp_path):
     values = [n.value for n in empty_numbers("infants", output, group)]
     assert values == pytest.approx([2 * SLAB_ML, 3 * SLAB_ML])
     reference = write_tree(tmp_path, {"dseg.nii.gz": nifti(slabs(0, 2, 0, 0), AFFINE)})
+    # The same on a smaller grid.
+    part = write_tree(tmp_path, {"part.nii.gz": nifti(slabs(0, 2), AFFINE)}) / "part.nii.gz"
+    numbers = empty_numbers("adults", output, group, part)
+    assert [n.value for n in numbers] == pytest.approx([SLAB_ML, 2 * SLAB_ML])
     numbers = empty_numbers("adults", output, group, reference / "dseg.nii.gz")
     assert [n.value for n in numbers] == pytest.approx([SLAB_ML, 2 * SLAB_ML])
     rows = [line.split("|")[1:-1] for line in empty_table(numbers, "adults").splitlines()]
     shown = [f"{SLAB_ML:.1f}", f"{2 * SLAB_ML:.1f}"]
     assert [cell.strip() for cell in rows[0]] == ["scan", "CSF ml", "any label ml"]
     assert [cell.strip() for cell in rows[-1]] == ["mean", *shown]
-
-
-def test_a_reference_on_another_grid_is_refused(session, tmp_path):
-    labels = slabs(2, 0, 0, 0)
-    output, group = session({"T1w": scan(9, 0, 0, 0)}, {"T1w": nifti(labels, AFFINE)})
-    reference = write_tree(tmp_path, {"dseg.nii.gz": nifti(labels[:4], AFFINE)}) / "dseg.nii.gz"
-    with pytest.raises(BadData, match="another grid"):
-        empty_numbers("adults", output, group, reference)
 
 
 def test_pictures_of_what_has_labels(session, tmp_path, caplog):
