@@ -10,6 +10,7 @@ side. Dice is the mean over structures, as of `bids_synthseg_tools evaluate`.
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ def main(bids_dir: Path, subjects: list[str]) -> None:
     match = comparison(labels, segmenter.table.ids.tolist(), segmenter.table)
 
     def mean_dice(scan: Volume, truth: Volume, correct_bias: bool) -> float:
-        result = segment(scan, segmenter.model, segmenter.locator, correct_bias=correct_bias)
+        model = replace(segmenter.model, correct_bias=correct_bias)
+        result = segment(scan, model, segmenter.locator)
         found = label_volume(result.field, scan.grid).native
         scores = compare(found, truth.data, match, scan.grid.voxel_size_mm.tolist())
         return mean(dice for dice, *_ in scores.values())
