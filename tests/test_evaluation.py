@@ -109,7 +109,7 @@ def test_compare_by_hand(match):
 def test_what_may_be_anything_does_not_count(tmp_path):
     (tmp_path / "dseg.tsv").write_text(
         "index\tname\tmodel_labels\n0\tBackground\t0 24\n2\tLeft-Cerebral-White-Matter\t2\n"
-        "24\tCSF\t24\n41\tRight-Cerebral-White-Matter\t41\n202\tVessel\t0 24 2\n"
+        "24\tCSF\t24\n41\tRight-Cerebral-White-Matter\t41\n202\tVessel\t0 24 2 41\n"
     )
     made = comparison(read_source_labels(tmp_path / "dseg.tsv", TABLE), NATIVE, TABLE)
     assert (made.unjudged, set(made.names)) == ({202}, {2, 41})
