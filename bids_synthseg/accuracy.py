@@ -5,34 +5,60 @@ VALIDATION_DIR is laid out as the constants of this module say; what it lacks is
 
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from bids_synthseg import __version__, scorecard
+from bids_synthseg import scorecard
+from bids_synthseg.accuracy_report import report
+from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
 from bids_synthseg.bids.query import find_scan_groups
 from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.errors import BadData, InputMissing
-from bids_synthseg.evaluation import Score, evaluate, gains
+from bids_synthseg.evaluation import Score, comparison, evaluate, find_references, gains
 from bids_synthseg.execution import in_turn, run_sessions
+from bids_synthseg.learning.label_sets import read_source_labels
+from bids_synthseg.nifti import read_labels
 from bids_synthseg.painting import read_sitter
 from bids_synthseg.pipeline import Options, Segmenter, SessionResult, run_session
-from bids_synthseg.scorecard import ALL, Number
+from bids_synthseg.plausibility import agreement_numbers, empty_numbers, write_pictures
+from bids_synthseg.scorecard import Number
+from bids_synthseg.spaces import Part
 from bids_synthseg.storage import write_text
-from bids_synthseg.trials import calibration_trial, contrast_trial, scan_trial, volume_trial
+from bids_synthseg.trials import (
+    Calibration,
+    calibration_numbers,
+    calibrations,
+    contrast_trial,
+    scan_trial,
+    volume_trial,
+)
 from bids_synthseg.tsv import read_rows
 
 LOG = logging.getLogger(__name__)
 
-SECTIONS = ("newborns", "fetal", "contrasts", "volumes", "locator")
-SCANS = {name: f"validation/{name}" for name in ("newborns", "fetal")}
-"""Raw data sets of scans whose references are a derivative of this name:"""
+SCANS = {
+    "fetal": "validation/fetal",
+    "newborns": "validation/newborns",
+    "infants": "inputs/infants",
+    "adults": "validation/adults",
+}
+"""Raw data sets of scans by age band; where there are references, they are a derivative."""
+SECTIONS = (*SCANS, "contrasts", "volumes", "locator")
 REFERENCE = "derivatives/reference"
 LABEL_MAP = "validation/infant-4mo"
 VOLUMES = "brain_volume_by_age.tsv"
-LOCATED = ("inputs/fetal-stacks", "inputs/adult-head", *SCANS.values())
+LOCATED = (
+    "inputs/fetal-stacks",
+    "inputs/adult-head",
+    "validation/fetal",
+    "validation/newborns",
+    "validation/adults",
+)
 """Folders of scans for the locator; those of inputs are also segmented."""
+PICTURES = "pictures"
 
 N_CONTRASTS = 20
 MONTHS = (0, 3, 6, 9, 12, 18, 24)
@@ -49,7 +75,8 @@ def run_accuracy(
 ) -> str:
     """Measure, write OUT/accuracy.tsv and OUT/accuracy.md and return the latter's text.
 
-    Derivatives of the scans are in OUT/derivatives, made anew. Raises InputMissing where
+    Derivatives of the scans are in OUT/derivatives, made anew, and pictures of those that have no
+    reference in OUT/pictures. Raises InputMissing where
     VALIDATION_DIR has nothing for the sections in `only`.
     """
     options = replace(options, save_per_image=True, overwrite=True)
@@ -66,10 +93,10 @@ def run_accuracy(
         write_text(out / "accuracy.tsv", scorecard.numbers_text(numbers))
     if not numbers:
         raise InputMissing(
-            f"{validation_dir}: nothing to measure; a validation folder has {', '.join(LOCATED)}, "
-            f"{LABEL_MAP} and {VOLUMES}"
+            f"{validation_dir}: nothing to measure; a validation folder has "
+            f"{', '.join(dict.fromkeys((*SCANS.values(), *LOCATED)))}, {LABEL_MAP} and {VOLUMES}"
         )
-    text = report(numbers, segmenter, missing)
+    text = report(numbers, segmenter.weights_sha256, missing)
     write_text(out / "accuracy.md", text)
     return text
 
@@ -105,25 +132,69 @@ def measure(
 def measure_scans(
     section: str, folder: Path, out: Path, segmenter: Segmenter, options: Options
 ) -> list[Number]:
-    """Run the App on a raw data set, compare its derivatives with the reference, and calibrate."""
+    """Run the App on a raw data set and judge its derivatives: with their reference, or, where
+    there is none, by the agreement of contrasts and by pictures."""
     groups = find_scan_groups(folder)
-    segment_all(groups, folder, out / "derivatives" / section, segmenter, options)
-    scores = evaluate(out / "derivatives" / section, folder / REFERENCE, full=True)
-    calibration = calibration_trial(section, groups, folder / REFERENCE, segmenter)
-    return score_numbers(section, scores) + calibration
+    reference_dir = folder / REFERENCE
+    references = dict(find_references(reference_dir)) if reference_dir.is_dir() else {}
+    derivatives = out / "derivatives" / section
+    found: list[Calibration] = []
+    observe = calibrator(reference_dir, segmenter.table, found) if references else None
+    done = segment_all(groups, folder, derivatives, segmenter, options, observe)
+    numbers = [
+        Number(section, group.label, "", "", "segmented", float(group in done)) for group in groups
+    ]
+    for group in done:
+        numbers += empty_numbers(section, derivatives, group, references.get(group.label))
+        if not references:
+            numbers += agreement_numbers(section, derivatives, group)
+            write_pictures(derivatives, group, out / PICTURES)
+    if references:
+        numbers += score_numbers(section, evaluate(derivatives, reference_dir, full=True))
+        numbers += calibration_numbers(section, found)
+    return numbers
+
+
+Observer = Callable[[ScanGroup, Sequence[Part]], None]
+"""Is shown the scans of a session with their posteriors."""
+
+
+def calibrator(reference_dir: Path, table: LabelTable, found: list[Calibration]) -> Observer:
+    """An observer that adds the calibration of every session with a reference to `found`."""
+    labels = read_source_labels(reference_dir / "dseg.tsv", LabelTable.default())
+    match = comparison(labels, table.ids.tolist(), table)
+    references = dict(find_references(reference_dir))
+
+    def observe(group: ScanGroup, parts: Sequence[Part]) -> None:
+        if group.label in references:
+            reference = read_labels(references[group.label]).volume
+            found.extend(calibrations(group.label, parts, reference, match))
+
+    return observe
 
 
 def segment_all(
-    groups: Sequence[ScanGroup], bids_dir: Path, out: Path, segmenter: Segmenter, options: Options
-) -> None:
-    """Level participant of the App; a session that fails is in its logs."""
+    groups: Sequence[ScanGroup],
+    bids_dir: Path,
+    out: Path,
+    segmenter: Segmenter,
+    options: Options,
+    observe: Observer | None = None,
+) -> list[ScanGroup]:
+    """Level participant of the App; returns the sessions that did not fail."""
     output_dir = prepare_output(bids_dir, out)
     write_dataset_files(bids_dir, output_dir, segmenter.table)
 
+    done = []
+
     def run_one(group: ScanGroup) -> SessionResult:
-        return run_session(group, bids_dir, output_dir, segmenter, options)
+        observe_group = partial(observe, group) if observe else None
+        result = run_session(group, bids_dir, output_dir, segmenter, options, observe_group)
+        done.append(group)
+        return result
 
     run_sessions(groups, in_turn(run_one, output_dir / "logs"), output_dir)
+    return done
 
 
 def score_numbers(section: str, scores: Sequence[Score]) -> list[Number]:
@@ -180,56 +251,3 @@ def median_volumes_ml(path: Path) -> dict[int, float]:
         raise BadData(f"{path}: holds an age or volume that is no number ({problem})") from problem
     found = {age: [ml for at, ml in rows if abs(at - age) <= WINDOW_MONTHS] for age in MONTHS}
     return {age: statistics.median(volumes) for age, volumes in found.items() if volumes}
-
-
-def report(numbers: Sequence[Number], segmenter: Segmenter, missing: Sequence[str] = ()) -> str:
-    """The report as markdown, of the sections that there are numbers of."""
-    there = scorecard.distinct(numbers, "section")
-    blocks = [
-        "# Accuracy",
-        f"Printed by `bids_synthseg_tools accuracy` of bids_synthseg {__version__}, weights "
-        f"{segmenter.weights_sha256[:12]}. Left and right are averaged; a mean over structures "
-        "follows the mean over sessions.",
-    ]
-    for section in (name for name in SCANS if name in there):
-        own = [one for one in numbers if one.section == section and one.subject != ALL]
-        scored = scorecard.distinct([one for one in own if one.measure == "dice"], "subject")
-        n_sessions = len(scorecard.distinct(own, "subject"))
-        blocks += [
-            f"## {section.capitalize()}: {len(scored)} of {n_sessions} session(s) segmented",
-            scorecard.structure_table(numbers, section),
-            "Dice per session, and of the merged result less the better and the worse contrast:",
-            scorecard.session_table(numbers, section),
-        ]
-    calibration = scorecard.calibration_table(numbers)
-    if calibration:
-        blocks += ["## Calibration", _CALIBRATION, calibration]
-    if "contrasts" in there:
-        blocks += [
-            "## 4-month map in synthetic contrasts",
-            _CONTRASTS,
-            scorecard.contrast_table(numbers),
-            scorecard.contrast_structures(numbers),
-        ]
-    if "volumes" in there:
-        blocks += ["## Brain volume by age", _VOLUMES, scorecard.volume_table(numbers)]
-    if "locator" in there:
-        blocks += ["## Locator", _LOCATOR, scorecard.locator_table(numbers)]
-    if missing:
-        blocks.append(f"Left out, as there were no data: {', '.join(missing)}.")
-    return "\n\n".join(blocks) + "\n"
-
-
-_CALIBRATION = """\
-Expected calibration error (Guo et al. 2017, 15 bins) at the voxels that are not certain background
-(probability below 0.999), over all voxels of all sessions; missed: what of the reference is
-certain background."""
-_CONTRASTS = """\
-A head painted around the real label map, 1 mm, in random contrasts that are the same every time,
-through the whole segmentation. Failed: mean Dice below 0.5; unsaid: without a warning."""
-_VOLUMES = """\
-The 4-month map at the median volume of real brains of each age, painted as T1w or T2w look then;
-error of the segmented volume, without fluid outside the ventricles."""
-_LOCATOR = """\
-The locator alone: Dice on its own grid, box error as the largest shift of a face in percent of the
-true side. Where there are volumes, the whole segmentation has run."""

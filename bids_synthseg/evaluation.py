@@ -52,12 +52,26 @@ class Comparison:
     """How two label maps become comparable.
 
     prediction, reference: id -> common id (0: not scored); names: common id -> structure, the same
-    for left and right.
+    for left and right; unjudged: reference ids that may be background or something else, whose
+    voxels do not count.
     """
 
     prediction: dict[int, int]
     reference: dict[int, int]
     names: dict[int, str]
+    unjudged: frozenset[int] = frozenset()
+
+    def judged(self, reference: np.ndarray) -> np.ndarray:
+        """Bool array of the voxels (X, Y, Z) whose reference id tells what is right there."""
+        return ~np.isin(reference, list(self.unjudged))
+
+    def common(
+        self, prediction: np.ndarray, reference: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Both maps (X, Y, Z) in common ids, int32, with 0 where the voxels do not count."""
+        judged = self.judged(reference)
+        ours, theirs = remap(prediction, self.prediction), remap(reference, self.reference)
+        return ours * judged, theirs * judged
 
 
 def comparison(
@@ -68,11 +82,20 @@ def comparison(
     A model label goes to the reference label of its own id, else to the first whose set contains
     it, else to where the label that it is a part of goes. A reference label that nothing then goes
     to (21, a second white matter) joins the label that its own meaning goes to. 172 without a
-    vermis in the reference counts to the left hemisphere.
+    vermis in the reference counts to the left hemisphere. A reference label that the background may
+    be (CSF, in a reference that labels little of it) is background; one that may be background
+    or something else (vessels, optic chiasm) is not judged.
     """
     available = set(available)
-    # What may be background as well (vessels, optic chiasm) says nothing about brain labels.
-    scored = [label for label in labels if label.index == 0 or 0 not in label.labels]
+    background = next(label.labels for label in labels if label.index == 0)
+    unjudged = {
+        label.index for label in labels if 0 in label.labels and not label.labels <= background
+    }
+    scored = [
+        label
+        for label in labels
+        if label.index == 0 or not (label.index in unjudged or label.labels <= background)
+    ]
 
     def home(index: int) -> int:
         candidates = [label.index for label in scored if index in label.labels]
@@ -99,7 +122,7 @@ def comparison(
     for part, whole in _PART_OF.items():
         if whole in names and part in prediction and home(part) == whole:
             names[whole] = _WHOLE.get(whole, names[whole])
-    return Comparison(prediction, reference, names)
+    return Comparison(prediction, reference, names, frozenset(unjudged))
 
 
 def compare(
@@ -114,7 +137,7 @@ def compare(
     prediction, reference: (X, Y, Z) ids as they stand in the files; the last two measures are NaN
     unless `full`.
     """
-    ours, theirs = remap(prediction, match.prediction), remap(reference, match.reference)
+    ours, theirs = match.common(prediction, reference)
     ids = sorted(match.names)
     overlap = dice(ours, theirs, ids)
     volume = float(np.prod(spacing_mm))

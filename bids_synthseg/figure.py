@@ -1,4 +1,5 @@
-"""A picture to judge a segmentation by: three planes, four slices each, labels over the image."""
+"""A picture to judge a segmentation by: three planes, four slices each, the image alone and, beside
+it, with the labels over it."""
 
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from bids_synthseg.storage import atomic_file
 
 _SLICES = 4
 _OPACITY = 0.45
+# Of the brightest grey: what is darker than this is air, and cut off.
+_DARK = 0.1
+_MARGIN = 3
 
 
 def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str = "") -> Path:
@@ -29,22 +33,26 @@ def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str 
     labels = reorientation.apply(segmentation.volume.data)
     if not labels.any():
         raise BadData(f"{labels_path}: holds no label but background; nothing to show")
-    colours = _overlay(_grey(volume.data), labels)
-    figure = Figure(figsize=(12, 9.6), facecolor="black", layout="constrained")
-    axes = figure.subplots(3, _SLICES)
+    grey = _grey(volume.data)
+    box = _box((labels != 0) | (grey > _DARK))
+    grey, labels = grey[box], labels[box]
+    figure = Figure(figsize=(21, 9.6), facecolor="black", layout="constrained")
+    axes = figure.subplots(3, 2 * _SLICES)
     size_mm = volume.grid.voxel_size_mm
     for row, (_, axis, ends) in zip(axes, PLANES, strict=True):
         across, up = (other for other in range(3) if other != axis)
         positions = slice_positions(labels != 0, axis, _SLICES)
-        for panel, position in zip(row, positions, strict=True):
-            # (X, Y, 3) with x across becomes rows of y, drawn from below.
-            panel.imshow(
-                np.take(colours, position, axis).swapaxes(0, 1),
-                origin="lower",
-                aspect=size_mm[up] / size_mm[across],
-                interpolation="nearest",
-            )
-            panel.set_axis_off()
+        for pair, position in zip(row.reshape(-1, 2), positions, strict=True):
+            here, there = (np.take(data, position, axis) for data in (grey, labels))
+            for panel, shown in zip(pair, (np.zeros_like(there), there), strict=True):
+                # (X, Y, 3) with x across becomes rows of y, drawn from below.
+                panel.imshow(
+                    _overlay(here, shown).swapaxes(0, 1),
+                    origin="lower",
+                    aspect=size_mm[up] / size_mm[across],
+                    interpolation="nearest",
+                )
+                panel.set_axis_off()
         places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.02), (0.5, 0.98))
         for letter, (x, y) in zip(ends, places, strict=True):
             row[0].text(
@@ -58,6 +66,14 @@ def write_mosaic(image_path: Path, labels_path: Path, picture: Path, title: str 
     return picture
 
 
+def _box(seen: np.ndarray) -> tuple[slice, ...]:
+    """The part of an array (X, Y, Z) bool that is worth showing, with a narrow margin."""
+    from scipy import ndimage
+
+    (box,) = ndimage.find_objects(seen.astype(np.uint8))
+    return tuple(slice(max(0, side.start - _MARGIN), side.stop + _MARGIN) for side in box)
+
+
 def _grey(data: np.ndarray) -> np.ndarray:
     """Image in 0..1 between the percentiles of its foreground."""
     foreground = data[data > 0] if (data > 0).any() else data
@@ -66,7 +82,7 @@ def _grey(data: np.ndarray) -> np.ndarray:
 
 
 def _overlay(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(X, Y, Z, 3) colours 0..1: the image, tinted where there is a label."""
+    """(..., 3) colours 0..1: the image (...), tinted where there is a label."""
     known = {row.index: row.color for row in LabelTable.default().rows}
     present, position = np.unique(labels, return_inverse=True)
     palette = np.array([_rgb(known.get(index) or _made_up(index)) for index in present.tolist()])

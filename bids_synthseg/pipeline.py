@@ -8,7 +8,7 @@ labelled on the grid of every contrast and written.
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,11 +165,17 @@ def methods_of(groups: Sequence[ScanGroup], segmenter: Segmenter, options: Optio
 
 
 def run_session(
-    group: ScanGroup, bids_dir: Path, output_dir: Path, segmenter: Segmenter, options: Options
+    group: ScanGroup,
+    bids_dir: Path,
+    output_dir: Path,
+    segmenter: Segmenter,
+    options: Options,
+    observe: Callable[[Sequence[Part]], None] | None = None,
 ) -> SessionResult:
     """Segment one session and write its derivatives, unless that is done already.
 
-    Raises AppError with one line for the user; the outputs then carry no mark of completion.
+    observe: is shown the scans with their posteriors, which no file holds as they are. Raises
+    AppError with one line for the user; the outputs then carry no mark of completion.
     """
     start = time.monotonic()
     paths = SessionPaths(output_dir, group.subject, group.session)
@@ -196,6 +202,8 @@ def run_session(
     results = [_segment(image, segmenter, options) for image in images]
     alignments = [Alignment.of_the_first(), *(align(results[0], one) for one in results[1:])]
     parts = [Part(*of) for of in zip(group.scans, images, results, alignments, strict=True)]
+    if observe:
+        observe(parts)
     warnings = _warnings(parts)
 
     contrasts = [next(p for p in parts if p.scan.suffix == name) for name in group.by_contrast]

@@ -4,7 +4,7 @@ The short tables are markdown and hold nothing but what the long one does, and m
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,15 @@ from bids_synthseg.evaluation import COLUMNS, mean
 
 ALL = "all"
 """Subject of numbers that were taken over the voxels of all subjects."""
+
+BETWEEN = "T1w and T2w"
+"""Image of numbers that compare the two contrasts alone with each other."""
+
+HEADLINES = {
+    "white matter": ("cerebral white matter", "White-Matter"),
+    "cortex": ("cerebral cortex", "Cortical-Gray-Matter"),
+}
+"""Columns of the overview, and what the label schemes call the structure."""
 
 
 @dataclass(frozen=True)
@@ -134,35 +143,73 @@ def session_table(numbers: Sequence[Number], section: str) -> str:
     )
 
 
-def calibration_table(numbers: Sequence[Number]) -> str:
-    """Section and contrast by calibration error: of all voxels, and the range of the sessions; ""
-    where nothing was calibrated."""
+def overview_table(numbers: Sequence[Number], data_of_section: Mapping[str, str]) -> str:
+    """Sections by contrast: sessions, Dice as the mean over structures, and of the largest ones;
+    `data_of_section`: what each section is called."""
     rows = []
-    for section in distinct(numbers, "section"):
-        for image in COLUMNS:
-            own = [n for n in numbers if (n.section, n.image, n.structure) == (section, image, "")]
-            pooled = [n for n in own if n.subject == ALL]
-            if not pooled:
+    for section, data in data_of_section.items():
+        for image in (*COLUMNS, BETWEEN):
+            own = [n for n in numbers if (n.section, n.image) == (section, image)]
+            structures = distinct((n for n in own if n.measure == "dice"), "structure")
+            dices = {name: mean(values(own, "dice", structure=name)) for name in structures}
+            if not dices:
                 continue
-            single = values([n for n in own if n.subject != ALL], "ece")
-            confidence, accuracy, missed = (
-                mean(values(pooled, name))
-                for name in ("mean_confidence", "accuracy", "missed_percent")
-            )
-            rows.append(
-                [
-                    section,
-                    image,
-                    shown(mean(values(pooled, "ece")), 3),
-                    f"{shown(min(single), 3)} to {shown(max(single), 3)}",
-                    shown(confidence, 3),
-                    shown(accuracy, 3),
-                    shown(missed, 2),
-                ]
-            )
-    if not rows:
-        return ""
-    header = ("data", "contrast", "ECE", "per session", "confidence", "accuracy", "missed %")
+            largest = [mean(dices[n] for n in names if n in dices) for names in HEADLINES.values()]
+            n_sessions = len(distinct((n for n in own if n.measure == "dice"), "subject"))
+            shares = (mean(dices.values()), *largest)
+            rows.append([data, image, str(n_sessions), *(shown(value, 3) for value in shares)])
+    return markdown(("data", "contrast", "sessions", "mean Dice", *HEADLINES), rows)
+
+
+def agreement_table(numbers: Sequence[Number], section: str) -> str:
+    """Structures by session, Dice of T1w alone with T2w alone; last row: their mean."""
+    own = [n for n in numbers if (n.section, n.image) == (section, BETWEEN)]
+    sessions = distinct(own, "subject")
+    cells = {
+        structure: [mean(values(own, "dice", structure=structure, subject=s)) for s in sessions]
+        for structure in distinct(own, "structure")
+    }
+    cells["mean"] = [mean(column) for column in zip(*cells.values(), strict=True)]
+    rows = [[name, *(shown(value, 3) for value in row)] for name, row in cells.items()]
+    return markdown(("structure", *sessions), rows)
+
+
+def empty_table(numbers: Sequence[Number], section: str) -> str:
+    """Scans by what was labelled where they are empty; last row: the mean."""
+    measures = {"CSF ml": "csf_where_empty_ml", "any label ml": "labels_where_empty_ml"}
+    own = [n for n in numbers if n.section == section and n.measure in measures.values()]
+    cells: dict[str, list[float]] = {}
+    for subject, image in dict.fromkeys((number.subject, number.image) for number in own):
+        place = {"subject": subject, "image": image}
+        cells[f"{subject} {image}"] = [mean(values(own, m, **place)) for m in measures.values()]
+    cells["mean"] = [mean(column) for column in zip(*cells.values(), strict=True)]
+    rows = [[name, *(shown(value, 1) for value in row)] for name, row in cells.items()]
+    return markdown(("scan", *measures), rows)
+
+
+def calibration_table(numbers: Sequence[Number], section: str) -> str:
+    """Contrasts by calibration error: of all voxels, and the range of the sessions."""
+    rows = []
+    for image in COLUMNS:
+        own = [n for n in numbers if (n.section, n.image, n.structure) == (section, image, "")]
+        pooled = [n for n in own if n.subject == ALL]
+        if not pooled:
+            continue
+        single = values([n for n in own if n.subject != ALL], "ece")
+        confidence, accuracy, missed = (
+            mean(values(pooled, name)) for name in ("mean_confidence", "accuracy", "missed_percent")
+        )
+        rows.append(
+            [
+                image,
+                shown(mean(values(pooled, "ece")), 3),
+                f"{shown(min(single), 3)} to {shown(max(single), 3)}",
+                shown(confidence, 3),
+                shown(accuracy, 3),
+                shown(missed, 2),
+            ]
+        )
+    header = ("contrast", "ECE", "per session", "confidence", "accuracy", "missed %")
     return markdown(header, rows)
 
 
@@ -215,9 +262,10 @@ def volume_table(numbers: Sequence[Number]) -> str:
     return markdown(("age", "true ml", *(f"{name} error %" for name in contrasts)), rows)
 
 
-def locator_table(numbers: Sequence[Number]) -> str:
-    """Scans by what the locator alone saw, and the brain's volume after the whole segmentation."""
-    own = [n for n in numbers if n.section == "locator"]
+def locator_table(numbers: Sequence[Number], folders: Collection[str]) -> str:
+    """Scans of these folders by what the locator alone saw, and the brain's volume after the whole
+    segmentation."""
+    own = [n for n in numbers if n.section == "locator" and n.subject in folders]
 
     def cell(place: tuple[str, str], measure: str, write: Callable[[float], str]) -> str:
         found = values(own, measure, subject=place[0], image=place[1])

@@ -17,18 +17,16 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.metrics import dice, remap
 from bids_synthseg.anatomy.posteriors import fold
 from bids_synthseg.anatomy.volume import Grid, Volume, resample
-from bids_synthseg.bids.scans import Scan, ScanGroup
-from bids_synthseg.evaluation import Comparison, compare, comparison, find_references, mean
-from bids_synthseg.learning.label_sets import read_source_labels
+from bids_synthseg.evaluation import Comparison, compare, comparison, mean
 from bids_synthseg.nifti import read_labels, read_scan
 from bids_synthseg.painting import PaintedHead, Sitter, paint_age, paint_contrast
 from bids_synthseg.pipeline import SMALLEST_BRAIN_ML, Segmenter
 from bids_synthseg.scorecard import ALL, Number
-from bids_synthseg.segmentation.align import align
-from bids_synthseg.segmentation.field import MergedField, MovedField, PosteriorField, slabs
+from bids_synthseg.segmentation.field import PosteriorField, slabs
 from bids_synthseg.segmentation.labelling import label_volume
 from bids_synthseg.segmentation.locate import BrainBox, box_of, locate
 from bids_synthseg.segmentation.predict import segment
+from bids_synthseg.spaces import Part, merged_field
 
 LOG = logging.getLogger(__name__)
 
@@ -56,33 +54,50 @@ def segmented(scan: Volume, segmenter: Segmenter) -> Outcome:
     return Outcome(labelled.native, segmenter.table, brain_ml, flagged)
 
 
-def calibration_trial(
-    section: str, groups: Sequence[ScanGroup], reference_dir: Path, segmenter: Segmenter
-) -> list[Number]:
-    """Calibration of the posteriors of each contrast alone and merged, at the voxels of references
-    `sub-*/[ses-*/]anat/*_dseg.nii.gz`; sessions without one are left out.
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Reliability of one session's posteriors, of a contrast alone or "merged" (`image`), and the
+    percentage of the reference's labelled voxels that they are wrongly certain are background."""
 
-    The posteriors are summed to the labels that `comparison` tells apart: a reference need not know
-    all of the model's. Numbers of subject ALL are those of the voxels of all sessions.
+    session: str
+    image: str
+    reliability: Reliability
+    missed_percent: float
+
+
+def calibrations(
+    session: str, parts: Sequence[Part], reference: Volume, match: Comparison
+) -> list[Calibration]:
+    """That of each contrast of a session, and of what two contrasts say together.
+
+    The posteriors are summed to the labels that `match` tells apart: a reference need not know all
+    of the model's.
     """
-    numbers: list[Number] = []
-    totals: dict[str, Reliability] = {}
-    missed: dict[str, list[float]] = {}
-    labels = read_source_labels(reference_dir / "dseg.tsv", LabelTable.default())
-    match = comparison(labels, segmenter.table.ids.tolist(), segmenter.table)
-    references = dict(find_references(reference_dir))
-    for group in groups:
-        if group.label not in references:
-            continue
-        reference = read_labels(references[group.label]).volume
-        for image, field in posterior_fields(group.scans, segmenter).items():
-            found, share = field_reliability(field, reference, match)
-            numbers += calibration_numbers(section, group.label, image, found, share)
-            totals[image] = totals.get(image, Reliability.of_nothing()) + found
-            missed.setdefault(image, []).append(share)
-            LOG.info("%s %s: calibration error %.3f", group.label, image, found.ece)
-    for image, total in totals.items():
-        numbers += calibration_numbers(section, ALL, image, total, mean(missed[image]))
+    fields: dict[str, PosteriorField] = {part.scan.suffix: part.result.field for part in parts}
+    if len(fields) == 2 and all(part.alignment.accepted for part in parts):
+        fields["merged"] = merged_field(parts, parts[0])
+    return [
+        Calibration(session, image, *field_reliability(field, reference, match))
+        for image, field in fields.items()
+    ]
+
+
+def calibration_numbers(section: str, found: Sequence[Calibration]) -> list[Number]:
+    """Numbers of every calibration, and, as subject ALL, those of the voxels of all sessions."""
+    numbers = []
+    for image in dict.fromkeys(calibration.image for calibration in found):
+        sessions = [calibration for calibration in found if calibration.image == image]
+        total = sum((one.reliability for one in sessions), Reliability.of_nothing())
+        missed_percent = mean(calibration.missed_percent for calibration in sessions)
+        for calibration in [*sessions, Calibration(ALL, image, total, missed_percent)]:
+            values = {
+                "ece": calibration.reliability.ece,
+                "mean_confidence": calibration.reliability.mean_confidence,
+                "accuracy": calibration.reliability.accuracy,
+                "missed_percent": calibration.missed_percent,
+            }
+            place = section, calibration.session, image, ""
+            numbers += [Number(*place, name, value) for name, value in values.items()]
         for low, high, n, confidence, accuracy in total.bins:
             place = section, ALL, image, f"confidence {low:.2f} to {high:.2f}"
             numbers += [
@@ -93,52 +108,24 @@ def calibration_trial(
     return numbers
 
 
-def posterior_fields(scans: Sequence[Scan], segmenter: Segmenter) -> dict[str, PosteriorField]:
-    """Contrast -> posteriors, and "merged" for what two contrasts of one brain say together."""
-    results = {
-        scan.suffix: segment(read_scan(scan.path).volume, segmenter.model, segmenter.locator)
-        for scan in scans
-    }
-    fields: dict[str, PosteriorField] = {name: result.field for name, result in results.items()}
-    if len(results) == 2:
-        first, second = results.values()
-        alignment = align(first, second)
-        if alignment.accepted:
-            moved = MovedField(second.field, alignment.transform)
-            fields["merged"] = MergedField([first.field, moved])
-    return fields
-
-
 def field_reliability(
     field: PosteriorField, reference: Volume, match: Comparison
 ) -> tuple[Reliability, float]:
-    """Reliability at voxels that are not certain background, and the percentage of the reference's
-    labelled voxels that are, wrongly, and so escape it."""
+    """Reliability at judged voxels that are not certain background, and the percentage of the
+    reference's labelled voxels that are, wrongly, and so escape it."""
     common = np.array(sorted({0, *match.prediction.values(), *match.reference.values()}))
     homes = [match.prediction[index] for index in field.table.ids.tolist()]
     channels = np.searchsorted(common, homes)
     truth = np.searchsorted(common, remap(reference.data, match.reference))
+    judged = match.judged(reference.data)
     total, brain, escaped = Reliability.of_nothing(), 0, 0
     for part, data in slabs(field, reference.grid):
         posteriors = fold(data, channels)
         where = uncertain(posteriors)
-        total += reliability(posteriors, truth[part], where)
+        total += reliability(posteriors, truth[part], where & judged[part])
         brain += int((truth[part] > 0).sum())
         escaped += int(((truth[part] > 0) & ~where).sum())
     return total, 100 * escaped / max(1, brain)
-
-
-def calibration_numbers(
-    section: str, subject: str, image: str, found: Reliability, missed_percent: float
-) -> list[Number]:
-    """The numbers of one reliability."""
-    values = {
-        "ece": found.ece,
-        "mean_confidence": found.mean_confidence,
-        "accuracy": found.accuracy,
-        "missed_percent": missed_percent,
-    }
-    return [Number(section, subject, image, "", name, value) for name, value in values.items()]
 
 
 def contrast_trial(sitter: Sitter, n: int, segmenter: Segmenter) -> list[Number]:
@@ -193,9 +180,8 @@ def brain_volumes_ml(painted: PaintedHead, outcome: Outcome, sitter: Sitter) -> 
     """True and found volume of all labels that the map knows."""
     match = comparison(sitter.labels, outcome.table.ids.tolist(), outcome.table)
     voxel_ml = painted.image.grid.voxel_volume_mm3 / 1000
-    true = remap(painted.reference.data, match.reference) > 0
-    found = remap(outcome.labels, match.prediction) > 0
-    return float(true.sum()) * voxel_ml, float(found.sum()) * voxel_ml
+    found, true = match.common(outcome.labels, painted.reference.data)
+    return float((true > 0).sum()) * voxel_ml, float((found > 0).sum()) * voxel_ml
 
 
 def scan_trial(

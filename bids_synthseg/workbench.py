@@ -75,23 +75,25 @@ def evaluate(
     default=Path("accuracy"),
     show_default=True,
     metavar="DIR",
-    help="Folder for accuracy.tsv (every number), accuracy.md and the derivatives.",
+    help="Folder for accuracy.tsv (every number), accuracy.md, pictures and the derivatives.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps")
 @click.option(
     "--only",
     multiple=True,
     metavar="SECTION",
-    help="Only newborns, fetal, contrasts, volumes or locator; may be given several times.",
+    help="Only fetal, newborns, infants, adults, contrasts, volumes or locator; may be given "
+    "several times.",
 )
 def accuracy(
     validation_dir: Path, model: Path | None, out: Path, device: str, only: tuple[str, ...]
 ) -> None:
     """Measure a model on VALIDATION_DIR and print the report, as markdown.
 
-    VALIDATION_DIR holds validation/newborns and validation/fetal (scans, with their labels in
-    derivatives/reference), validation/infant-4mo (a label map), inputs/fetal-stacks,
-    inputs/adult-head and brain_volume_by_age.tsv; what is not there is left out.
+    VALIDATION_DIR holds validation/fetal, validation/newborns and validation/adults (scans, with
+    their labels in derivatives/reference), inputs/infants (scans to look at, and T1w against T2w),
+    validation/infant-4mo (a label map), inputs/fetal-stacks, inputs/adult-head and
+    brain_volume_by_age.tsv; what is not there is left out. Look at the pictures in OUT/pictures.
     """
     from bids_synthseg.accuracy import SECTIONS, run_accuracy
     from bids_synthseg.pipeline import Options, Segmenter
@@ -134,7 +136,7 @@ def check_nibabies(derivatives: Path, participants: tuple[str, ...]) -> int:
 @click.argument("labels", type=PATH)
 @click.argument("png", type=PATH)
 def figure(image: Path, labels: Path, png: Path) -> None:
-    """Write a mosaic of IMAGE with LABELS over it to PNG: three planes, four slices each."""
+    """Write a mosaic to PNG: four slices of three planes, IMAGE alone and with LABELS over it."""
     from bids_synthseg.figure import write_mosaic
 
     click.echo(f"Figure written to {write_mosaic(image, labels, png)}.")

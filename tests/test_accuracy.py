@@ -21,9 +21,10 @@ from bids_synthseg.evaluation import Score, comparison, gains
 from bids_synthseg.learning.label_sets import read_source_labels
 from bids_synthseg.painting import paint_age, paint_contrast, read_sitter
 from bids_synthseg.pipeline import Options
-from bids_synthseg.scorecard import ALL, Number
+from bids_synthseg.scorecard import ALL, BETWEEN, Number
 from bids_synthseg.segmentation.field import GridField
 from bids_synthseg.segmentation.locate import BOX_MARGIN, BrainBox, box_of, locate
+from bids_synthseg.segmentation.predict import segment
 
 pytestmark = pytest.mark.usefixtures("package_log")
 
@@ -169,6 +170,33 @@ def test_table_of_merging():
     assert table[2][1:] == ["0.600", "0.800", "0.900", "+0.100", "+0.300"]
 
 
+def test_overview_and_agreement_by_hand():
+    scores = {
+        ("fetal", "sub-01", "T2w", "White-Matter"): 0.9,
+        ("fetal", "sub-02", "T2w", "White-Matter"): 0.7,
+        ("fetal", "sub-01", "T2w", "Ventricles"): 0.6,
+        ("infants", "sub-03", BETWEEN, "cerebral cortex"): 0.5,
+        ("infants", "sub-04", BETWEEN, "cerebral cortex"): math.nan,
+        ("infants", "sub-03", BETWEEN, "vermis"): 0.7,
+        ("infants", "sub-04", BETWEEN, "vermis"): 0.9,
+    }
+    numbers = [Number(*place, "dice", value) for place, value in scores.items()]
+    numbers.append(Number("fetal", ALL, "T2w", "", "ece", 0.1))
+    overview = scorecard.overview_table(numbers, {"infants": "infant", "fetal": "fetal"})
+    assert cells(overview)[0][3:] == ["mean Dice", "white matter", "cortex"]
+    assert cells(overview)[2:] == [
+        ["infant", BETWEEN, "2", "0.650", "-", "0.500"],
+        ["fetal", "T2w", "2", "0.700", "0.800", "-"],
+    ]
+    assert cells(scorecard.agreement_table(numbers, "infants")) == [
+        ["structure", "sub-03", "sub-04"],
+        ["---------------", "-----:", "-----:"],
+        ["cerebral cortex", "0.500", "-"],
+        ["vermis", "0.700", "0.900"],
+        ["mean", "0.600", "0.900"],
+    ]
+
+
 def test_silent_failures_are_counted():
     numbers = []
     for name, dice, flagged in (("a", 0.9, 0.0), ("b", 0.2, 1.0), ("c", 0.1, 0.0)):
@@ -267,6 +295,10 @@ def test_reliability_of_a_field(match):
     assert found.voxels.sum() == brain.sum()
     assert (found.accuracy, missed) == (1, 0)
     assert found.ece == pytest.approx(0.2, abs=1e-4)
+    # What the reference does not tell is left out as well.
+    partly = replace(match, unjudged=frozenset({10, 49}))
+    found, _ = trials.field_reliability(field_of(labels, 0.8), reference, partly)
+    assert found.voxels.sum() == (brain & ~np.isin(reference.data, (10, 49))).sum()
     # Certain of air in one half of the brain: those voxels escape, and are told.
     half = np.where(np.arange(32)[:, None, None] < 16, 0, labels.data)
     found, missed = trials.field_reliability(field_of(Volume(half, PLACE), 0.8), reference, match)
@@ -348,7 +380,7 @@ def test_masks_are_found_beside_their_scans(tmp_path):
 
 @pytest.fixture
 def validation(tmp_path):
-    """A validation folder of phantoms: everything but fetal scans."""
+    """A validation folder of phantoms: everything but scans of fetuses and adults."""
     labels, image = head(PLACE)
     scan, truth = nifti(image.data, PLACE.affine), nifti(known(labels.data), PLACE.affine)
     description = {"Name": "phantom", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
@@ -360,7 +392,14 @@ def validation(tmp_path):
         tmp_path / "data",
         {
             "brain_volume_by_age.tsv": "age_days\tbrain_mask_ml\n3\t90\n",
-            "inputs": {"fetal-stacks": stacks},
+            "inputs": {
+                "fetal-stacks": stacks,
+                "infants": {
+                    "dataset_description.json": description,
+                    "sub-3mo": {"anat": {"sub-3mo_T1w.nii.gz": scan, "sub-3mo_T2w.nii.gz": scan}},
+                    "sub-6mo": {"anat": {"sub-6mo_T1w.nii.gz": scan}},
+                },
+            },
             "validation": {
                 "infant-4mo": map_tree(truth),
                 "newborns": {
@@ -387,18 +426,44 @@ def handmade(monkeypatch):
     monkeypatch.setattr(accuracy, "MONTHS", (0,))
 
 
-def test_the_whole_report(validation, handmade, tmp_path, capsys):
+@pytest.fixture
+def seen(monkeypatch):
+    """The scans that the pipeline has segmented."""
+    scans = []
+
+    def counted(scan, *arguments, **options):
+        scans.append(scan)
+        return segment(scan, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "segment", counted)
+    monkeypatch.setattr(trials, "segment", counted)
+    return scans
+
+
+def test_the_whole_report(validation, handmade, seen, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["accuracy", str(validation), "--out", str(out)]
     assert console.run(workbench.command, arguments) == 0
     printed = capsys.readouterr().out
     assert printed == (out / "accuracy.md").read_text()
     assert "weights abababababab" in printed
-    assert "## Newborns: 1 of 1 session(s) segmented" in printed
-    assert "Left out, as there were no data: fetal." in printed
+    headings = [line for line in printed.splitlines() if line.startswith("#")]
+    newborn, infant = ["## Newborn", "### Against the reference"], ["## Infant"]
+    nothing, painted = (
+        "### Labels where the image is empty",
+        "### 4-month map in synthetic contrasts",
+    )
+    newborn += [nothing, "### Calibration", "### Locator"]
+    infant += ["### T1w against T2w", nothing, painted, "### Brain volume by age"]
+    assert headings == ["# Accuracy", "## Fetal", "### Locator", *newborn, *infant]
+    assert "1 of 1 session(s) segmented" in printed and "2 of 2 session(s) segmented" in printed
+    assert "Left out, as there were no data: fetal, adults." in printed
+    # Three sessions of five scans, a scan for the locator, a painted contrast, two painted ages.
+    assert len(seen) == 5 + 1 + 1 + 2
     with (out / "accuracy.tsv").open() as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
-    assert {row["section"] for row in rows} == {"newborns", "contrasts", "volumes", "locator"}
+    assert {row["section"] for row in rows} == {
+        "newborns", "infants", "contrasts", "volumes", "locator"}  # fmt: skip
 
     def value(measure, **where):
         own = [row for row in rows if row["measure"] == measure]
@@ -418,6 +483,11 @@ def test_the_whole_report(validation, handmade, tmp_path, capsys):
     )
     assert value("true_ml", section="volumes", image="T1w") == pytest.approx(90, rel=0.03)
     assert (out / "derivatives/newborns/sub-1/anat").is_dir()
+    place = {"section": "infants", "subject": "sub-3mo"}
+    assert value("dice", **place, image=BETWEEN, structure="thalamus") == 1
+    assert value("labels_where_empty_ml", **place, image="T2w") == 0
+    pictures = sorted(path.name for path in (out / "pictures").iterdir())
+    assert pictures == ["sub-3mo_T1w.png", "sub-3mo_T2w.png", "sub-6mo_T1w.png"]
 
 
 def test_one_section_of_the_report(validation, handmade, tmp_path, capsys):
@@ -425,7 +495,7 @@ def test_one_section_of_the_report(validation, handmade, tmp_path, capsys):
     arguments = ["accuracy", str(validation), "--out", str(out), "--only", "locator"]
     assert console.run(workbench.command, arguments) == 0
     printed = capsys.readouterr().out
-    assert "## Locator" in printed and "Newborns" not in printed and "Left out" not in printed
+    assert "### Locator" in printed and "Calibration" not in printed and "Left out" not in printed
 
 
 def test_what_cannot_be_measured(handmade, tmp_path, capsys):
@@ -433,4 +503,4 @@ def test_what_cannot_be_measured(handmade, tmp_path, capsys):
         accuracy.run_accuracy(tmp_path, tmp_path / "out", segmenter(), Options())
     arguments = ["accuracy", str(tmp_path), "--only", "toddlers"]
     assert console.run(workbench.command, arguments) == UsageProblem.exit_code
-    assert "newborns, fetal" in capsys.readouterr().err
+    assert "fetal, newborns, infants, adults" in capsys.readouterr().err

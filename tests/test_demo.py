@@ -177,6 +177,10 @@ def test_a_figure_of_it(demo, tmp_path, capsys):
     spread = pixels.max(-1) - pixels.min(-1)
     assert (spread > 0.2).mean() > 0.02, "no coloured labels"
     assert ((spread < 0.02) & (pixels.mean(-1) > 0.3)).mean() > 0.005, "no grey image"
+    # Beside every slice with labels is the same slice without: half of the panels are all grey.
+    columns = np.array_split((spread[spread.shape[0] // 8 :] > 0.2).mean(0), 8)
+    shares = [float(column.mean()) for column in columns]
+    assert max(shares[0::2]) < 0.1 * min(shares[1::2])
     other = demo / "sub-adult/anat/sub-adult_T1w.nii.gz"
     arguments = ["figure", other, reference, picture]
     assert console.run(workbench.command, [str(a) for a in arguments]) == 65

@@ -63,12 +63,13 @@ def test_freesurfer_with_all_it_has_more(match):
         5: 4, 21: 2, 61: 41, 170: 16, 506: 0, 85: 0
     }  # fmt: skip
     # Now 7 is told from 8; 46 is not told from 47.
-    assert {i: made.prediction[i] for i in (7, 8, 46, 172, 24)} == {
-        7: 7, 8: 8, 46: 47, 172: 172, 24: 24
-    }  # fmt: skip
+    assert {i: made.prediction[i] for i in (7, 8, 46, 172)} == {7: 7, 8: 8, 46: 47, 172: 172}
+    # FreeSurfer labels little of the fluid: its background may be CSF as well.
+    assert made.prediction[24] == made.reference[24] == 0
+    assert made.unjudged == {85}
     assert made.names[2] == made.names[41] == "cerebral white matter"
     assert (made.names[7], made.names[8]) == ("cerebellar white matter", "cerebellar cortex")
-    assert {5, 21, 61, 170, 506, 85, 0}.isdisjoint(made.names)
+    assert {5, 21, 61, 170, 506, 85, 24, 0}.isdisjoint(made.names)
 
 
 def test_tissues_of_the_fetus(match):
@@ -103,6 +104,22 @@ def test_compare_by_hand(match):
     assert scores["cerebral cortex"][1] == math.inf
     assert scores["cerebral cortex"][2] == 100
     assert set(scores) == {"cerebral white matter", "cerebral cortex"}
+
+
+def test_what_may_be_anything_does_not_count(tmp_path):
+    (tmp_path / "dseg.tsv").write_text(
+        "index\tname\tmodel_labels\n0\tBackground\t0 24\n2\tLeft-Cerebral-White-Matter\t2\n"
+        "24\tCSF\t24\n41\tRight-Cerebral-White-Matter\t41\n202\tVessel\t0 24 2 41\n"
+    )
+    made = comparison(read_source_labels(tmp_path / "dseg.tsv", TABLE), NATIVE, TABLE)
+    assert (made.unjudged, set(made.names)) == ({202}, {2, 41})
+    reference = np.array([[[2, 2, 202, 202, 202, 24, 0, 41, 0]]])
+    prediction = np.array([[[2, 24, 2, 41, 0, 0, 24, 1004, 41]]])
+    assert made.judged(reference).tolist() == [[[True, True, False, False, False] + 4 * [True]]]
+    # Left: 1 of 2 found, and one of the right is called left; right: one elsewhere.
+    left = 2 * 1 / (2 + 2)
+    dice = compare(prediction, reference, made, (1, 1, 1))["cerebral white matter"][0]
+    assert dice == pytest.approx((left + 0) / 2)
 
 
 def test_distance_counts_in_mm(match):

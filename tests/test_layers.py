@@ -27,7 +27,7 @@ TIERS = (
     {"pipeline"},
     {"execution", "edits", "demo", "evaluation", "figure", "painting"},
     {"scorecard", "work"},
-    {"trials", "processes", "dask_cluster"},
+    {"trials", "plausibility", "accuracy_report", "processes", "dask_cluster"},
     {"accuracy", "levels", "submission"},
     {"cli", "workbench"},
     {"__main__"},
