@@ -51,6 +51,7 @@ _FOR_SEGMENTING = {
     "save_per_image": "--save-per-image",
     "write_preproc": "--write-preproc",
     "overwrite": "--overwrite",
+    "redo_changed": "--redo-changed",
     "viewer": "--viewer",
     "reports_only": "--reports-only",
     "num_parts": "--num-parts",
@@ -144,6 +145,9 @@ EPILOG = (
 @click.option("--reports-only", is_flag=True,
               help="Make the reports anew from what is in OUTPUT_DIR; segment nothing.")
 @click.option("--overwrite", is_flag=True, help="Do again what is already done.")
+@click.option("--redo-changed", is_flag=True,
+              help="Do again what was done with another input, version, model or option; else it "
+                   "stays, and what differs is said.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a session fails.")
 @click.option("-w", "--work-dir", type=click.Path(path_type=Path), metavar="DIR",
               help="Accepted for other tools' sake: nothing is written but results.")

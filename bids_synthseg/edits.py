@@ -8,7 +8,8 @@ edited, each holds for its own space. The network does not run again.
 
 What it had said of the spaces concerned is removed: its own finer labels, probabilities, and maps
 and tables of how sure it was, as they contradict the edited map. Scans alone (`space-orig`),
-preprocessed images and transforms stay. A later run without the edits segments the session anew.
+preprocessed images and transforms stay. An edit that is new or has changed is always taken over; a
+later run without the edits leaves the session as it is, and segments it anew with --redo-changed.
 """
 
 import logging
@@ -27,10 +28,16 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.metrics import table_volumes_mm3
 from bids_synthseg.anatomy.volume import Grid, Volume
 from bids_synthseg.bids.ages import read_ages
-from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, Space
+from bids_synthseg.bids.derivatives import (
+    SessionPaths,
+    SessionWriter,
+    Space,
+    session_record,
+    settle,
+)
 from bids_synthseg.bids.derived import EDITS
 from bids_synthseg.bids.growth import age_measures
-from bids_synthseg.bids.provenance import SessionRecord, resolve_uri, session_signature
+from bids_synthseg.bids.provenance import made_with, options_sha256, resolve_uri
 from bids_synthseg.bids.quality import Quality, judge
 from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.scans import CONTRASTS, Scan, ScanGroup
@@ -111,23 +118,25 @@ def run_edited(
     """
     start = time.monotonic()
     paths = SessionPaths(output_dir, *group.key)
-    record = SessionRecord(paths.record, output_dir)
+    settle(paths)
+    record = session_record(paths)
     if record.finished_with() is None:
         run_session(group, bids_dir, output_dir, segmenter, options)
     spaces = _earlier(paths, bids_dir, options.derivatives)
     maps = _by_space(group, edited, spaces)
     first = spaces[next(iter(maps))]
     files = [*maps.values(), *(space.reference for space in spaces.values())]
-    signature = session_signature(
+    basis = made_with(
         [Scan.from_path(path) for path in files],
         __version__,
         first.weights_sha256,
         {"edited": list(maps)},
     )
-    if not options.overwrite and record.finished_with() == signature:
-        if not paths.report.exists():
-            write_page(group, bids_dir, output_dir, options)
-        return SessionResult("skipped", time.monotonic() - start, "already done")
+    signature = options_sha256(basis)
+    if not options.overwrite and record.is_finished(signature):
+        page = [] if paths.report.exists() else write_page(group, bids_dir, output_dir, options)
+        message = "; ".join(["already done", *page])
+        return SessionResult("skipped", time.monotonic() - start, message)
 
     table = LabelTable.default().fold("aseg")[0]
     scans = {name: nifti.read_scan(space.reference) for name, space in spaces.items()}
@@ -143,19 +152,23 @@ def run_edited(
     redone = {brain.space.contrast for brain in brains}
     outputs = [output_dir / name for name in earlier["Outputs"]]
     writer.start(keep=[p for p in outputs if Scan.from_path(p).entities.get("space") not in redone])
-    measures = [_write_space(writer, brain, table) for brain in brains]
-    for warning in warnings:
-        LOG.warning("%s: %s", group.label, warning)
-    details = {
-        "Warnings": warnings,
-        "Scans": earlier.get("Scans", []),
-        "LeftOut": earlier.get("LeftOut", {}),
-        "Edited": {name: writer.uri(path) for name, path in maps.items()},
-        "Quality": _quality(group, bids_dir, earlier, measures[0], warnings).record(),
-    }
-    writer.finish(signature, details)
-    write_page(group, bids_dir, output_dir, options)
-    return SessionResult("done", time.monotonic() - start, "; ".join(warnings))
+    try:
+        measures = [_write_space(writer, brain, table) for brain in brains]
+        for warning in warnings:
+            LOG.warning("%s: %s", group.label, warning)
+        details = {
+            "MadeWith": basis,
+            "Warnings": warnings,
+            "Scans": earlier.get("Scans", []),
+            "LeftOut": earlier.get("LeftOut", {}),
+            "Edited": {name: writer.uri(path) for name, path in maps.items()},
+            "Quality": _quality(group, bids_dir, earlier, measures[0], warnings).record(),
+        }
+        writer.finish(signature, details)
+    finally:
+        writer.discard()
+    page = write_page(group, bids_dir, output_dir, options)
+    return SessionResult("done", time.monotonic() - start, "; ".join([*warnings, *page]))
 
 
 def _earlier(paths: SessionPaths, bids_dir: Path, links: Mapping[str, Path]) -> dict[str, Earlier]:

@@ -73,6 +73,7 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         model=given["model"] and given["model"].absolute(),
         all_scans=given["all_scans"],
         overwrite=given["overwrite"],
+        redo_changed=given["redo_changed"],
         viewer=given["viewer"] or "niivue",
         derivatives=named,
         # Dask's workers have been given CPUs of their own.

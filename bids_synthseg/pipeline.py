@@ -17,10 +17,10 @@ import torch
 from bids_synthseg import __version__, nifti
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.ages import read_ages
-from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, is_finished
+from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, session_record, settle
 from bids_synthseg.bids.growth import age_measures
 from bids_synthseg.bids.methods import Methods
-from bids_synthseg.bids.provenance import options_sha256, session_signature
+from bids_synthseg.bids.provenance import made_with, options_sha256
 from bids_synthseg.bids.quality import Quality, judge
 from bids_synthseg.bids.scans import CONTRASTS, ScanGroup
 from bids_synthseg.errors import AppError, BadData, UsageProblem
@@ -53,6 +53,7 @@ class Options:
     model: Path | None = None
     all_scans: bool = False
     overwrite: bool = False
+    redo_changed: bool = False
     viewer: str = "niivue"
     derivatives: Mapping[str, Path] = field(default_factory=dict)
     n_cpus: int | None = None
@@ -169,21 +170,26 @@ def run_session(
 ) -> SessionResult:
     """Segment one session and write its derivatives, unless that is done already.
 
-    Raises AppError with one line for the user; the outputs then carry no mark of completion.
+    Raises AppError with one line for the user; the outputs are then those of before.
     """
     start = time.monotonic()
     paths = SessionPaths(output_dir, group.subject, group.session)
+    settle(paths)
     settings = options.that_matter()
-    preproc = options.preproc(group)
-    signature = session_signature(
-        group.scans, __version__, segmenter.weights_sha256, settings | {"preproc": preproc}
+    basis = made_with(
+        group.scans,
+        __version__,
+        segmenter.weights_sha256,
+        settings | {"preproc": options.preproc(group)},
     )
-    if not options.overwrite and is_finished(paths, signature):
-        if not paths.report.exists():
-            write_page(group, bids_dir, output_dir, options)
-        return SessionResult("skipped", time.monotonic() - start, "already done")
-    for path, reason in group.left_out:
-        LOG.info("%s: left out: %s", path.name, reason)
+    reason = session_record(paths).reason_to_skip(
+        basis, overwrite=options.overwrite, redo_changed=options.redo_changed
+    )
+    if reason:
+        page = [] if paths.report.exists() else write_page(group, bids_dir, output_dir, options)
+        return SessionResult("skipped", time.monotonic() - start, "; ".join([reason, *page]))
+    for path, why in group.left_out:
+        LOG.info("%s: left out: %s", path.name, why)
     writer = SessionWriter(
         paths,
         bids_dir,
@@ -192,6 +198,23 @@ def run_session(
         links=options.derivatives,
     )
     writer.start()
+    try:
+        warnings = _make(group, writer, segmenter, options, basis)
+    finally:
+        writer.discard()
+    page = write_page(group, bids_dir, output_dir, options)
+    return SessionResult("done", time.monotonic() - start, "; ".join([*warnings, *page]))
+
+
+def _make(
+    group: ScanGroup,
+    writer: SessionWriter,
+    segmenter: Segmenter,
+    options: Options,
+    basis: dict,
+) -> list[str]:
+    """Segment, write, and put in place; returns the warnings."""
+    preproc = options.preproc(group)
     images = [nifti.read_scan(scan.path) for scan in group.scans]
     results = [_segment(image, segmenter, options) for image in images]
     alignments = [Alignment.of_the_first(), *(align(results[0], one) for one in results[1:])]
@@ -221,11 +244,11 @@ def run_session(
             LOG.info("%s: %s", part.scan.path.name, part.alignment.summary)
     for warning in warnings:
         LOG.warning("%s: %s", group.label, warning)
-    quality = _quality(group, parts, worst(measured), warnings, bids_dir)
+    quality = _quality(group, parts, worst(measured), warnings, writer.bids_dir)
     LOG.info("%s: quality: %s", group.label, "; ".join((quality.verdict, *quality.reasons)))
-    writer.finish(signature, _details(group, warnings, quality, writer))
-    write_page(group, bids_dir, output_dir, options)
-    return SessionResult("done", time.monotonic() - start, "; ".join(warnings))
+    details = _details(group, warnings, quality, writer)
+    writer.finish(options_sha256(basis), {"MadeWith": basis, **details})
+    return warnings
 
 
 def _details(
@@ -260,11 +283,15 @@ def _quality(
     return judge({**measures, **more, **age_measures(age, measures["brain_ml"])}, warnings)
 
 
-def write_page(group: ScanGroup, bids_dir: Path, output_dir: Path, options: Options) -> None:
-    """The page of a finished session. Its results stand without it: a failure is a warning."""
-    from bids_synthseg.bids.report import write_report  # matplotlib is slow to load
+def write_page(group: ScanGroup, bids_dir: Path, output_dir: Path, options: Options) -> list[str]:
+    """The page of a finished session; returns the warning if there is none.
 
+    The results stand without it, whatever goes wrong (no folder for matplotlib's cache, a full
+    disk), and the next run makes the page that is missing.
+    """
     try:
+        from bids_synthseg.bids.report import write_report  # matplotlib is slow to load
+
         write_report(
             bids_dir,
             output_dir,
@@ -273,7 +300,14 @@ def write_page(group: ScanGroup, bids_dir: Path, output_dir: Path, options: Opti
             table_of_links=options.derivatives,
         )
     except AppError as error:
-        LOG.warning("%s: no report: %s", group.label, error)
+        warning = f"no report: {error}"
+    except Exception as error:
+        warning = f"no report: unexpected {type(error).__name__}: {error}"
+        LOG.debug("traceback", exc_info=True)
+    else:
+        return []
+    LOG.warning("%s: %s", group.label, warning)
+    return [warning]
 
 
 def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segmented:

@@ -4,13 +4,18 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 
 from bids_synthseg.errors import AppError, CannotCreate, StorageProblem
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
+"""How `atomic_file` calls what is not complete yet."""
 
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -61,6 +66,43 @@ def atomic_file(path: Path) -> Iterator[BufferedWriter]:
         # On a read-only file system even to remove what is not there fails.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Give a file the name `target` in one step, also where that is on another file system.
+
+    Raises CannotCreate or StorageProblem.
+    """
+    make_folder(target.parent)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise explain(error, target) from error
+        with atomic_file(target) as copy, source.open("rb") as original:
+            shutil.copyfileobj(original, copy, 1 << 20)
+        source.unlink()
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there; raises CannotCreate or StorageProblem."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise explain(error, path) from error
+
+
+def remove_leftovers(folder: Path, is_own: Callable[[str], bool]) -> None:
+    """Remove what `atomic_file` left in `folder` when its process was killed.
+
+    is_own: whether a file of this name (without what made it temporary) is one to take away; no
+    other process may be writing one. Raises CannotCreate or StorageProblem.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if (match := _TEMPORARY.fullmatch(path.name)) and is_own(match["name"]):
+            remove_file(path)
 
 
 def write_text(path: Path, text: str) -> None:

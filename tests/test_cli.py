@@ -74,7 +74,14 @@ def pipeline(monkeypatch):
 
 def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
     arguments = ["--device", "cuda:1", "--no-tta", "--save-posteriors", "tissue", "--n-cpus", "3"]
-    arguments += ["--overwrite", "--save-per-image", "--all-scans", "--model", "w.safetensors"]
+    arguments += [
+        "--overwrite",
+        "--redo-changed",
+        "--save-per-image",
+        "--all-scans",
+        "--model",
+        "w.safetensors",
+    ]
     arguments += ["--write-preproc", "always", "--viewer", "none", "--n-procs", "1"]
     arguments += ["--derivatives", f"nesvor={tmp_path / 'nesvor'}"]
     (tmp_path / "nesvor").mkdir()
@@ -91,6 +98,7 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
         "model": Path("w.safetensors").absolute(),
         "all_scans": True,
         "overwrite": True,
+        "redo_changed": True,
         "viewer": "none",
         "derivatives": {"nesvor": tmp_path / "nesvor"},
         "n_cpus": 3,

@@ -70,4 +70,4 @@ def test_an_output_of_another_version_is_said_once(raw, tmp_path, caplog):
         write(raw, prepare_output(raw, output))
         prepare_output(raw, output)
     (line,) = caplog.messages
-    assert f"written by version 0.0.1, this is {__version__}; the sessions" in line
+    assert f"written by version 0.0.1, this is {__version__}; sessions" in line

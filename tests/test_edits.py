@@ -110,6 +110,7 @@ def session(segmented, tmp_path, monkeypatch):
     def write_page(group, bids_dir, output_dir, options):
         session.pages.append(group.label)
         (output_dir / f"{group.label}.html").touch()
+        return []
 
     monkeypatch.setattr(edits, "write_page", write_page)
     return session

@@ -179,7 +179,6 @@ def only(out):
         ("interrupted", False, "interrupted", False),
         ("running", False, "unfinished", False),
         ("running", True, "unfinished", True),
-        (None, False, "unfinished", False),
     ],
 )
 def test_what_became_of_a_session(raw, out, said, finished, expected, counts):

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "bids_synthseg"
 TIERS = (
     {"version", "errors"},
     {"storage", "console", "resources", "toml", "tsv"},
-    {"anatomy"},
+    {"anatomy", "claims"},
     {"nifti", "phantom"},
     {"synthesis", "models"},
     {"segmentation", "learning", "bids"},
@@ -35,8 +35,8 @@ TIERS = (
 TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 # Importing any of these must not load torch, neither itself nor through another module.
 WITHOUT_TORCH = {
-    "version", "errors", "storage", "console", "toml", "tsv", "arguments", "anatomy", "nifti",
-    "phantom", "bids", "resources", "status", "progress", "execution", "processes",
+    "version", "errors", "storage", "claims", "console", "toml", "tsv", "arguments", "anatomy",
+    "nifti", "phantom", "bids", "resources", "status", "progress", "execution", "processes",
     "dask_cluster", "demo", "evaluation", "figure", "scorecard", "levels", "submission", "cli",
     "workbench", "__main__",
 }  # fmt: skip

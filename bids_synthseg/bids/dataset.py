@@ -88,8 +88,8 @@ def prepare_output(bids_dir: Path, output_dir: Path) -> Path:
     _check_owner(output, cure)
     if (version := written_by(output)) not in (None, __version__):
         logger.info(
-            "%s: written by version %s, this is %s; the sessions asked for now are all done again, "
-            "others stay as they are",
+            "%s: written by version %s, this is %s; sessions that are finished stay as they are "
+            "without --redo-changed",
             output,
             version,
             __version__,

@@ -17,11 +17,10 @@ from markupsafe import Markup
 
 from bids_synthseg import __version__
 from bids_synthseg.anatomy.labels import LabelTable
-from bids_synthseg.bids.derivatives import SessionPaths
+from bids_synthseg.bids.derivatives import SessionPaths, session_record
 from bids_synthseg.bids.pages import template
 from bids_synthseg.bids.quality import MEASURES, STRUCTURE_MEASURES, Quality
 from bids_synthseg.bids.query import CONTRASTS, read_description
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.references import methods_paragraphs, read_references, split_citations
 from bids_synthseg.bids.report_figures import DISAGREEMENT, DOUBT_MAX, WHOLE, doubt_colours
 from bids_synthseg.bids.report_growth import HEIGHT, WIDTH, draw_growth
@@ -83,7 +82,7 @@ def write_report(
     # A session that failed early has a log alone.
     if not paths.record.is_file() and not paths.log.is_file():
         raise InputMissing(f"{paths.record}: no such record; run level participant first")
-    record = read_object(paths.record)
+    record = session_record(paths).read()
     spaces: list[SpaceReport] = []
     if record.get("Signature"):
         for contrast in CONTRASTS:

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_synthseg.bids.derivatives import SessionPaths
+from bids_synthseg.bids.derivatives import SessionPaths, session_record
 from bids_synthseg.bids.quality import Quality
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.scans import CONTRASTS
 from bids_synthseg.bids.sessions import Key, OfSession, session_order
 from bids_synthseg.bids.tables import VOLUME_COLUMNS
@@ -91,8 +90,9 @@ def _result(paths: SessionPaths, row: dict[str, str]) -> Result:
     record: dict | None = None
     volumes: dict[str, dict[str, Volume]] = {}
     quality = None
+    if paths.record.is_file() and not (record := session_record(paths).read()):
+        problem = f"{paths.record}: not what was written there; run the session again"
     try:
-        record = read_object(paths.record) if paths.record.is_file() else None
         if record is None or record.get("Signature"):
             volumes = _volumes(paths)
             quality = Quality.of(record.get("Quality")) if record else None
