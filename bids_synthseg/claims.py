@@ -47,6 +47,22 @@ def claim(path: Path, *, wait: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def presence(path: Path) -> Iterator[bool]:
+    """Be one of those at work here meanwhile; yields whether nobody else is.
+
+    All hold the lock at `path` together. Raises as `claim`; where there are no locks, nobody is
+    known to be alone.
+    """
+    handle = _lock(path, wait=True, kind=fcntl.LOCK_SH)
+    try:
+        yield _is_alone(handle)
+    finally:
+        if _is_alone(handle):
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
 def is_claimed(path: Path) -> bool:
     """Whether a process holds the lock at `path` at this moment."""
     try:
@@ -56,7 +72,7 @@ def is_claimed(path: Path) -> bool:
         return True
 
 
-def _lock(path: Path, wait: bool) -> int:
+def _lock(path: Path, wait: bool, kind: int = fcntl.LOCK_EX) -> int:
     """The file, open and locked."""
     make_folder(path.parent)
     while True:
@@ -65,7 +81,7 @@ def _lock(path: Path, wait: bool) -> int:
         except OSError as error:
             raise explain(error, path) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             os.close(handle)
             raise Claimed(f"{path}: another run is at this; try again later") from error
@@ -81,6 +97,16 @@ def _lock(path: Path, wait: bool) -> int:
         if _is_at(handle, path):
             return handle
         os.close(handle)  # its last holder has removed it
+
+
+def _is_alone(handle: int) -> bool:
+    """Whether no other process shares the lock."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    except OSError:
+        return False
+    return True
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from bids_synthseg import __version__
 from bids_synthseg.bids.scans import ScanGroup
+from bids_synthseg.bids.status import one_line
 from bids_synthseg.errors import InputMissing, TryAgainLater, UsageProblem
 from bids_synthseg.execution import Engine, Events, Outcome, attempt
-from bids_synthseg.status import one_line
 from bids_synthseg.toml import parse_toml
 
 if TYPE_CHECKING:

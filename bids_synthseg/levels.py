@@ -56,6 +56,7 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
     from bids_synthseg.bids.derived import EDITS
     from bids_synthseg.bids.methods import write_run_files
+    from bids_synthseg.bids.tidying import at_work
     from bids_synthseg.edits import find_edits
     from bids_synthseg.execution import run_sessions
     from bids_synthseg.pipeline import Options, methods_of
@@ -80,19 +81,20 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         n_cpus=given["n_cpus"] or (None if on_dask else available_cpus()),
     )
     output_dir = prepare_output(bids_dir, output_dir)
-    edited = find_edits(named[EDITS], groups, output_dir) if EDITS in named else {}
-    work, engine = _engine(Work(bids_dir, output_dir, options, edited), mine, given)
-    segmenter = work.segmenter
-    write_dataset_files(bids_dir, output_dir, segmenter.table, named)
-    tables = {"command_line": given, "segmentation": vars(options)}
-    # Plan and methods text tell of the whole, so that all parts of a job write the same.
-    methods = methods_of(groups, segmenter, options)
-    write_run_files(output_dir, methods, tables, sys.argv, part and part.number)
-    write_text(output_dir / "logs" / "plan.tsv", plan_text(groups, bids_dir))
-    stop = given["stop_on_first_crash"]
-    return run_sessions(
-        mine, engine, output_dir, stop_on_first_crash=stop, part=part and part.number
-    )
+    with at_work(output_dir):
+        edited = find_edits(named[EDITS], groups, output_dir) if EDITS in named else {}
+        work, engine = _engine(Work(bids_dir, output_dir, options, edited), mine, given)
+        segmenter = work.segmenter
+        write_dataset_files(bids_dir, output_dir, segmenter.table, named)
+        tables = {"command_line": given, "segmentation": vars(options)}
+        # Plan and methods text tell of the whole, so that all parts of a job write the same.
+        methods = methods_of(groups, segmenter, options)
+        write_run_files(output_dir, methods, tables, sys.argv, part and part.number)
+        write_text(output_dir / "logs" / "plan.tsv", plan_text(groups, bids_dir))
+        stop = given["stop_on_first_crash"]
+        return run_sessions(
+            mine, engine, output_dir, stop_on_first_crash=stop, part=part and part.number
+        )
 
 
 def _engine(

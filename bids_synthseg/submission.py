@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from bids_synthseg.arguments import Part
+from bids_synthseg.bids.status import read_status
 from bids_synthseg.errors import InputMissing, TryAgainLater, UsageProblem
 from bids_synthseg.storage import make_folder
 from bids_synthseg.tsv import read_rows
@@ -108,7 +109,7 @@ def parts_left(output_dir: Path, num_parts: int) -> list[int]:
     sessions = list(dict.fromkeys((row["subject"], row["session"]) for row in rows))
     left = []
     for number in range(num_parts):
-        table = read_rows(logs / f"status_part-{number}.tsv")
+        table = read_status(logs / f"status_part-{number}.tsv")
         done = {(row["subject"], row["session"]) for row in table if row["status"] in FINISHED}
         if not done.issuperset(Part(number, num_parts).share(sessions)):
             left.append(number)

@@ -13,10 +13,10 @@ import pytest
 
 from bids_synthseg import __version__, dask_cluster
 from bids_synthseg.bids.scans import ScanGroup
+from bids_synthseg.bids.status import read_status
 from bids_synthseg.dask_cluster import ClusterFile, on_cluster, on_scheduler
 from bids_synthseg.errors import BadData, InputMissing, TryAgainLater, UsageProblem
 from bids_synthseg.execution import run_sessions
-from bids_synthseg.status import read_status
 
 KilledWorker = pytest.importorskip("distributed").KilledWorker
 

@@ -23,7 +23,7 @@ TIERS = (
     {"nifti", "phantom"},
     {"synthesis", "models"},
     {"segmentation", "learning", "bids"},
-    {"spaces", "arguments", "status", "progress"},
+    {"spaces", "arguments", "progress"},
     {"pipeline"},
     {"execution", "edits", "demo", "evaluation", "figure", "painting"},
     {"scorecard", "work"},
@@ -36,7 +36,7 @@ TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 # Importing any of these must not load torch, neither itself nor through another module.
 WITHOUT_TORCH = {
     "version", "errors", "storage", "claims", "console", "toml", "tsv", "arguments", "anatomy",
-    "nifti", "phantom", "bids", "resources", "status", "progress", "execution", "processes",
+    "nifti", "phantom", "bids", "resources", "progress", "execution", "processes",
     "dask_cluster", "demo", "evaluation", "figure", "scorecard", "levels", "submission", "cli",
     "workbench", "__main__",
 }  # fmt: skip

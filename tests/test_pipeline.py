@@ -23,12 +23,12 @@ from bids_synthseg.bids.growth import BrainGrowth
 from bids_synthseg.bids.nibabies import view_folder
 from bids_synthseg.bids.quality import MEASURES, Quality
 from bids_synthseg.bids.query import find_scan_groups
+from bids_synthseg.bids.status import read_status
 from bids_synthseg.errors import BadData, StorageProblem, UsageProblem
 from bids_synthseg.models.checkpoint import save_model
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
 from bids_synthseg.pipeline import Options, Segmenter, choose_device, devices, run_session
-from bids_synthseg.status import read_status
 
 pytestmark = pytest.mark.usefixtures("package_log")
 
@@ -79,7 +79,7 @@ def session(bids_tree, tmp_path):
     """session({"T1w": image, "acq-x_T1w": ...}, **options) -> (result, output folder)."""
 
     def run(images, networks=None, fresh=True, **options):
-        options = Options(**options)
+        options = Options(**{"redo_changed": fresh, **options})
         if fresh:
             bids_tree({"sub-01": {"anat": {f"sub-01_{n}.nii.gz": i for n, i in images.items()}}})
         raw = tmp_path / "raw"
@@ -304,10 +304,10 @@ def test_when_the_image_is_written_too(session, tmp_path):
     _, out = session(images, write_preproc="always")
     assert {"desc-preproc_T1w.nii.gz", "desc-preproc_T2w.nii.gz"} < set(anat(out))
     # A second T1w changes what is needed, though not what is segmented.
-    assert session({}, fresh=False)[0].status == "done"
+    assert session({}, fresh=False, redo_changed=True)[0].status == "done"
     assert session({}, fresh=False)[0].status == "skipped"
     scan(T1W_PLACE).to_filename(tmp_path / "raw/sub-01/anat/sub-01_run-1_T1w.nii.gz")
-    result, out = session({}, fresh=False)
+    result, out = session({}, fresh=False, redo_changed=True)
     assert result.status == "done"
     assert [name for name in anat(out) if "preproc" in name] == [
         "desc-preproc_T1w.json", "desc-preproc_T1w.nii.gz"

@@ -14,9 +14,9 @@ from fake_work import GROUPS, FakeWork
 
 from bids_synthseg.bids import plan
 from bids_synthseg.bids.scans import Scan, ScanGroup
+from bids_synthseg.bids.status import read_status
 from bids_synthseg.execution import run_sessions
 from bids_synthseg.processes import OWN_MEMORY_MB, _death, fitting_processes, processes
-from bids_synthseg.status import read_status
 
 PATIENCE_S = 120
 SCANS = tuple(Scan.from_path(Path(f"sub-1_{suffix}.nii")) for suffix in ("T1w", "T2w"))

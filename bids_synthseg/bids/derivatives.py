@@ -149,7 +149,7 @@ class SessionWriter:
         self._kept = {n: earlier["Outputs"][n] for n, path in places.items() if path in keep}
 
     def finish(self, signature: str, details: dict | None = None) -> None:
-        """Put all that was written in place; `details` (plain JSON) are for readers of the record."""
+        """Put all that was written in place; `details` (plain JSON) go into the record."""
         self._staging.commit({"Signature": signature, **(details or {})}, self._kept)
 
     def discard(self) -> None:

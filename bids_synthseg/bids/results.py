@@ -16,6 +16,7 @@ from bids_synthseg.bids.derivatives import SessionPaths, session_record
 from bids_synthseg.bids.quality import Quality
 from bids_synthseg.bids.scans import CONTRASTS
 from bids_synthseg.bids.sessions import Key, OfSession, session_order
+from bids_synthseg.bids.status import key_of, read_status
 from bids_synthseg.bids.tables import VOLUME_COLUMNS
 from bids_synthseg.errors import BadData
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
@@ -161,24 +162,19 @@ def _volumes(paths: SessionPaths) -> dict[str, dict[str, Volume]]:
 def _status_rows(logs: Path) -> dict[Key, dict[str, str]]:
     """The last word on every session, from all status tables (one per shard of a job)."""
     tables = sorted(logs.glob("status*.tsv"), key=lambda path: (path.stat().st_mtime, path.name))
-    found = {}
-    for table in tables:
-        try:
-            for row in read_rows(table, "subject", "session", "status"):
-                session = row["session"].removeprefix("ses-")
-                key = row["subject"].removeprefix("sub-"), None if session == "n/a" else session
-                if any("/" in part for part in key if part):
-                    raise BadData(f"{table}: {'_'.join(map(str, key))} is no session; mend it")
-                found[key] = row
-        except BadData as problem:
-            logger.warning("%s; what else it says is left out", problem)
-    return found
+    return {key_of(row): row for table in tables for row in read_status(table)}
+
+
+def session_key(label: str) -> Key | None:
+    """The session that is called "sub-01_ses-1mo"; None for another name."""
+    place = _PLACE.fullmatch(label)
+    return (place["subject"], place["session"]) if place else None
 
 
 def _recorded(logs: Path) -> Iterator[Key]:
     for path in logs.glob("sub-*.json"):
-        if place := _PLACE.fullmatch(path.stem):
-            yield place["subject"], place["session"]
+        if key := session_key(path.stem):
+            yield key
 
 
 def _segmented(output_dir: Path) -> Iterator[Key]:
