@@ -1,7 +1,7 @@
 """SIGKILL of the App at random moments, and the same command again: is anything lost or half done?
 
     python benchmarks/kills.py BIDS_DIR LABEL LABEL [--kills 20] [--seed 0] [--app "--n-procs 2"]
-    python benchmarks/kills.py BIDS_DIR LABEL LABEL --redo "--no-tta" [--kills 30]
+    python benchmarks/kills.py BIDS_DIR LABEL LABEL --redo=--no-tta [--kills 30]
 
 Segments the participants LABEL once undisturbed. Then, for each kill, anew into an empty folder:
 the App and all its processes are killed at a random moment of the time that the undisturbed run
