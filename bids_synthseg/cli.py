@@ -71,7 +71,8 @@ _NOT_FOR_GROUP = {**_FOR_BOTH, "train": "--train", **_FOR_TRAINING, **_FOR_SEGME
 EPILOG = (
     "Exit codes: 0 all done, 1 a session failed, 17 unknown level, 18 nothing selected, 64 usage, "
     "65 bad data, 66 input missing, 73 cannot create output, 74 disk trouble, "
-    "75 busy: try again later, 130 interrupted, 143 ended by SIGTERM. "
+    "75 busy: try again later, 130 interrupted, 143 ended by SIGTERM, "
+    "SIGHUP or SIGUSR1. "
     "Research use only; not a medical device."
 )
 

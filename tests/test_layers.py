@@ -18,8 +18,8 @@ PACKAGE = ROOT / "bids_synthseg"
 # "version" stands for bids_synthseg/__init__.py.
 TIERS = (
     {"version", "errors"},
-    {"storage", "console", "resources", "toml", "tsv"},
-    {"anatomy", "claims"},
+    {"storage", "resources", "toml", "tsv"},
+    {"anatomy", "claims", "console"},
     {"nifti", "phantom"},
     {"synthesis", "models"},
     {"segmentation", "learning", "bids"},
