@@ -86,6 +86,18 @@ class Job:
             raise UsageProblem(
                 "--num-parts, --mem-gb, --cpus, --nodes and --n-procs must be at least 1"
             )
+        folders = (self.bids_dir.resolve(), self.output_dir.resolve(), self.container or "")
+        for word in (*folders, self.partition, self.gres, self.time, *self.extra):
+            # What follows a line break in a comment of the script would be a command.
+            if not str(word).isprintable():
+                raise UsageProblem(
+                    f"{str(word)!r}: a line break or another character that cannot be seen; "
+                    "correct the option, or rename the folder"
+                )
+        if "\\" in str(self.output_dir.resolve()):
+            raise UsageProblem(
+                f"{self.output_dir}: SLURM reads a backslash as more than a character; rename it"
+            )
 
     @property
     def gpus(self) -> int:
@@ -276,6 +288,8 @@ def _script(
 ) -> str:
     """A script for sbatch; more: options of sbatch, None for a flag, left out where empty."""
     logs = job.output_dir.resolve() / "logs"
+    # A percent sign stands for numbers of the job, two of them for one.
+    log_folder = str(logs).replace("%", "%%")
     settings = {
         "job-name": name,
         **more,
@@ -284,7 +298,7 @@ def _script(
         "cpus-per-task": str(job.cpus),
         "partition": job.partition,
         "gres": job.gres,
-        "output": f"{logs}/{log}.out",
+        "output": f"{log_folder}/{log}.out",
     }
     options = [
         f"#SBATCH --{key}" + ("" if value is None else f"={shlex.quote(value)}")
