@@ -129,7 +129,7 @@ EPILOG = (
               help="Memory in all; fewer sessions at a time where it does not suffice.  "
                    "[default: what the job or container allows]")
 @click.option("--dask-scheduler", metavar="ADDRESS",
-              help="Have the workers of this Dask scheduler (tcp://HOST:PORT) do the sessions.")
+              help="Have the workers of this Dask scheduler (tls://HOST:PORT) do the sessions.")
 @click.option("--dask-cluster", type=click.Path(path_type=Path), metavar="TOML",
               help="Start Dask workers on SLURM, PBS, SGE or LSF and have them do the sessions.")
 @click.option("--save-posteriors", type=click.Choice(["none", "tissue", "all"]),

@@ -31,7 +31,7 @@ from bids_synthseg.execution import Engine, Events, Outcome, attempt
 from bids_synthseg.toml import parse_toml
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, Security
 
     from bids_synthseg.work import Work
 
@@ -44,6 +44,8 @@ runs already has a setting of its own (distributed.scheduler.allowed-failures, 3
 RETURN_S = 60.0
 """Time for a worker that died to be started anew within its job, before the job is given up: Python
 may come from a slow disk."""
+LOOPBACK = "127.0.0.1"
+"""Where a cluster on this machine listens: for nobody else."""
 CONNECT_S = 20.0
 """Time to reach a scheduler in."""
 POLL_S = 0.5
@@ -110,12 +112,16 @@ class ClusterFile:
 
     def keywords(self, n_jobs: int, logs: Path) -> dict[str, Any]:
         """Arguments of the class: the file's own keys before what is the better default here."""
+        # Dask unpacks what it is sent, so that whoever may speak to it runs code as the user.
+        secure = {"security": self._security()}
         if self.kind == "local":
-            defaults = {"n_workers": n_jobs, "dashboard_address": ":0"}
-            return {**defaults, **self.settings}
-        # One session at a time in a job, with all its cores; its log where the others are.
+            here = {"host": LOOPBACK, "dashboard_address": f"{LOOPBACK}:0"}
+            return {"n_workers": n_jobs, **here, **self.settings, **secure}
+        # One session at a time in a job, with all its cores; its log where the others are. There
+        # lie the keys that the jobs need as well, for this user alone.
         defaults = {"processes": 1, "job_name": "bids_synthseg", "log_directory": str(logs)}
-        given = dict(self.settings)
+        defaults["shared_temp_directory"] = str(logs)
+        given = {**self.settings, **secure}
         words = [*given.pop("worker_extra_args", []), "--no-dashboard"]
         if self.gpus:
             words += ["--resources", ",".join(f"{name}={count}" for name, count in _GPU.items())]
@@ -124,9 +130,30 @@ class ClusterFile:
         scheduler |= given.pop("scheduler_options", {})
         return {**defaults, **given, "worker_extra_args": words, "scheduler_options": scheduler}
 
+    def _security(self) -> "Security | None":
+        """Certificates made for this run, or those in files that the table `security` names, as
+        Dask calls them (tls_ca_file, ...); None where `security = false` asks for none.
+
+        Raises UsageProblem for other values, and where a package is missing.
+        """
+        from distributed import Security
+
+        wanted = self.settings.get("security", True)
+        if wanted is True:
+            _need("cryptography")
+            return Security.temporary()
+        if wanted is False:
+            LOG.warning("%s: security = false: who reaches the port can run code as you", self.path)
+            return None
+        try:
+            return Security(**wanted, require_encryption=True)
+        except TypeError as error:
+            reason = f"{self.path}: security: {error}; see docs/dask.md"
+            raise UsageProblem(reason) from error
+
 
 def on_scheduler(address: str, work: "Work", logs: Path) -> Engine:
-    """An engine on all workers of the scheduler at `address` (tcp://HOST:PORT).
+    """An engine on all workers of the scheduler at `address` (tls://HOST:PORT, tcp://HOST:PORT).
 
     Sessions that have begun when it is closed run to their end on those workers, which are others'
     to stop. Raises UsageProblem without Dask; the engine raises TryAgainLater where the scheduler
@@ -177,6 +204,11 @@ def _client(target: Any) -> "Iterator[Client]":
         client = Client(target, timeout=CONNECT_S, set_as_default=False)
     except ValueError as error:
         raise UsageProblem(f"--dask-scheduler {target}: {error}; write tcp://HOST:PORT") from error
+    except TypeError as error:  # Dask's way to say that there is no certificate
+        raise UsageProblem(
+            f"--dask-scheduler {target}: no certificates for TLS in Dask's configuration; set "
+            "distributed.comm.tls (see docs/dask.md)"
+        ) from error
     except OSError as error:
         raise TryAgainLater(
             f"{target}: no Dask scheduler answers there; start it, or correct --dask-scheduler"

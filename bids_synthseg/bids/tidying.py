@@ -15,7 +15,7 @@ from bids_synthseg.bids.results import session_key
 from bids_synthseg.bids.staging import SUFFIX
 from bids_synthseg.claims import Claimed, claim, is_claimed, presence, session_claim
 from bids_synthseg.errors import AppError
-from bids_synthseg.storage import remove_leftovers
+from bids_synthseg.storage import remove_file, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ def _remove_leftovers(output_dir: Path) -> None:
     for lock in logs.glob(".*.lock"):
         if lock.name != ".run.lock":
             is_claimed(lock)  # which removes it where it is not
+    for key in logs.glob(".dask-jobqueue.worker.*"):
+        remove_file(key)
     remove_leftovers(logs, lambda name: True)
     remove_leftovers(
         output_dir,
