@@ -10,7 +10,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -43,7 +43,8 @@ def claim(path: Path, *, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         # Removed while it is held: who opened it meanwhile notices, and makes a new one.
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         os.close(handle)
 
 
@@ -59,7 +60,8 @@ def presence(path: Path) -> Iterator[bool]:
         yield _is_alone(handle)
     finally:
         if _is_alone(handle):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         os.close(handle)
 
 

@@ -132,11 +132,16 @@ def run_edited(
         first.weights_sha256,
         {"edited": list(maps)},
     )
-    signature = options_sha256(basis)
-    if not options.overwrite and record.is_finished(signature):
+    edits = basis["Inputs"][: len(maps)]
+    before = record.read().get("MadeWith", {}).get("Inputs", [])
+    reason = record.reason_to_skip(
+        basis,
+        overwrite=options.overwrite,
+        redo_changed=options.redo_changed or before[: len(maps)] != edits,
+    )
+    if reason:
         page = [] if paths.report.exists() else write_page(group, bids_dir, output_dir, options)
-        message = "; ".join(["already done", *page])
-        return SessionResult("skipped", time.monotonic() - start, message)
+        return SessionResult("skipped", time.monotonic() - start, "; ".join([reason, *page]))
 
     table = LabelTable.default().fold("aseg")[0]
     scans = {name: nifti.read_scan(space.reference) for name, space in spaces.items()}
@@ -164,7 +169,7 @@ def run_edited(
             "Edited": {name: writer.uri(path) for name, path in maps.items()},
             "Quality": _quality(group, bids_dir, earlier, measures[0], warnings).record(),
         }
-        writer.finish(signature, details)
+        writer.finish(options_sha256(basis), details)
     finally:
         writer.discard()
     page = write_page(group, bids_dir, output_dir, options)

@@ -203,6 +203,18 @@ def test_a_second_run_does_nothing_until_the_edit_changes(session):
     assert session.run().status == "skipped"
 
 
+def test_another_version_takes_the_same_edit_over_when_that_is_wanted(session, monkeypatch):
+    session.edit("T1w", thalamus_to_putamen)
+    session.run()
+    before = session.record
+    monkeypatch.setattr(edits, "__version__", "99")
+    result = session.run()
+    assert result.status == "skipped" and "now 99" in result.message
+    assert session.record == before
+    assert session.run(redo_changed=True).status == "done"
+    assert session.record["MadeWith"]["Version"] == "99"
+
+
 def test_each_edit_holds_for_its_own_space(session):
     session.edit("T1w", thalamus_to_putamen)
     session.edit("T2w", lambda labels: np.where(labels == 2, 41, labels))

@@ -85,8 +85,8 @@ def test_finished_with(record, tmp_path):
     "change",
     [
         {"Outputs": 5}, {"Outputs": ["a"]}, {"Outputs": {"a": 1}}, {"Outputs": None},
-        {"Signature": 3}, {"MadeWith": []}, {"Warnings": "none"}, {"Scans": 1}, {"LeftOut": [1]},
-        {"Edited": ""},
+        {"Signature": 3}, {"MadeWith": []}, {"MadeWith": {"Inputs": 1}}, {"Warnings": "none"},
+        {"Scans": 1}, {"LeftOut": [1]}, {"Edited": ""},
     ],
 )  # fmt: skip
 def test_what_this_app_did_not_write_is_no_record(record, change, caplog):

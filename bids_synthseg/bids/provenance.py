@@ -185,6 +185,8 @@ def _odd(record: object) -> str:
     for name, kind in _TYPES.items():
         if name in record and not isinstance(record[name], kind):
             return f"{name} is of another type"
+    if not isinstance(record.get("MadeWith", {}).get("Inputs", []), list):
+        return "MadeWith is of another type"
     if not all(isinstance(checksum, str) for checksum in record.get("Outputs", {}).values()):
         return "Outputs without checksums"
     return ""

@@ -123,13 +123,13 @@ def _status(
     """One of STATUSES, and the reason in words."""
     said, message = row.get("status", ""), row.get("message", "")
     message = "" if message in NOT_AVAILABLE else message
+    kept = "; its volumes are those of an earlier run" if has_volumes else ""
     if said in ("failed", "interrupted"):
-        kept = "; its volumes are those of an earlier run" if has_volumes else ""
         return said, message + kept
     if problem:
         return "incomplete", problem
     if said == "running" or (record is not None and not record.get("Signature")):
-        return "unfinished", "no mark of completion: still running, or killed (memory, time limit)"
+        return "unfinished", f"still running, or killed (memory, time limit){kept}"
     if not has_volumes:
         return "incomplete", "its volumes are gone; run level participant again"
     if record is None and not said:
