@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from bids_synthseg import __version__, dask_cluster
+from bids_synthseg import __version__, cluster_file, dask_cluster
 from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.bids.status import read_status
-from bids_synthseg.dask_cluster import ClusterFile, on_cluster, on_scheduler
+from bids_synthseg.cluster_file import ClusterFile
+from bids_synthseg.dask_cluster import on_cluster, on_scheduler
 from bids_synthseg.errors import BadData, InputMissing, TryAgainLater, UsageProblem
 from bids_synthseg.execution import run_sessions
 
@@ -232,7 +233,7 @@ def test_a_worker_that_sees_other_folders(tmp_path):
 
 
 def test_without_dask(tmp_path, logs, local, monkeypatch):
-    monkeypatch.setattr(dask_cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(cluster_file, "find_spec", lambda name: None)
     with pytest.raises(UsageProblem, match=r"distributed: not installed; pip install .*\[dask\]"):
         on_scheduler("tcp://127.0.0.1:9", Work(tmp_path), logs)
     with pytest.raises(UsageProblem, match="distributed: not installed"):

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "bids_synthseg"
 TIERS = (
     {"version", "errors"},
     {"storage", "resources", "toml", "tsv"},
-    {"anatomy", "claims", "console"},
+    {"anatomy", "claims", "cluster_file", "console"},
     {"nifti", "phantom"},
     {"synthesis", "models"},
     {"segmentation", "learning", "bids"},
@@ -37,8 +37,8 @@ TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 WITHOUT_TORCH = {
     "version", "errors", "storage", "claims", "console", "toml", "tsv", "arguments", "anatomy",
     "nifti", "phantom", "bids", "resources", "progress", "execution", "processes",
-    "dask_cluster", "demo", "evaluation", "figure", "scorecard", "levels", "submission", "cli",
-    "workbench", "__main__",
+    "cluster_file", "dask_cluster", "demo", "evaluation", "figure", "scorecard", "levels",
+    "submission", "cli", "workbench", "__main__",
 }  # fmt: skip
 
 
