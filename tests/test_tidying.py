@@ -10,9 +10,9 @@ from bids_synthseg.errors import StorageProblem
 TEMPORARY = ".0123abcd.tmp"
 OWN = (
     ".README.md", "..probe", ".sub-01.html", ".group_qc.tsv", "logs/.status.tsv", "logs/.plan.tsv",
-    "logs/.sub-01.json", "training/.model.safetensors", "training/checkpoints/.1.pt",
+    "logs/.sub-01.json",
 )  # fmt: skip
-OTHERS = (".notes.html", "sub-01/.README.md", "figures/.a.png")
+OTHERS = (".notes.html", "sub-01/.README.md", "figures/.a.png", "training/.model.safetensors")
 
 
 def files(out):

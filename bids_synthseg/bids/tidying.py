@@ -1,11 +1,11 @@
 """Order in an output before a run: what killed runs left there is completed or removed.
 
 Only names that this App gives are touched, and only where no other run is at work in the output, as
-that may be writing them. A session that is being done is claimed by who does it.
+that may be writing them. A session that is being done is claimed by who does it; what training
+writes is its own.
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,5 +77,3 @@ def _remove_leftovers(output_dir: Path) -> None:
         output_dir,
         lambda name: name in ROOT_FILES or (name.startswith("sub-") and name.endswith(".html")),
     )
-    for folder, _, _ in os.walk(output_dir / "training"):
-        remove_leftovers(Path(folder), lambda name: True)
