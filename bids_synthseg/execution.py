@@ -210,7 +210,7 @@ def run_sessions(
             # Before the engine is closed, for which a scheduler that ends the job may not wait.
             for group in running.values():
                 write_status(table, row_of(group.key, "interrupted", broken_off))
-    tidy_status(table, is_running)
+            tidy_status(table, is_running)
     if failed:
         LOG.error("%d of %d sessions failed; see %s", failed, len(groups), table)
     return int(failed > 0)

@@ -110,6 +110,7 @@ def test_interruption_is_written_down_and_goes_on_up(tmp_path):
     row = statuses(tmp_path)["sub-01", "ses-a"]
     assert (row["status"], row["message"]) == ("interrupted", "interrupted by the user")
     assert "interrupted" in (tmp_path / "logs" / "sub-01_ses-a.log").read_text()
+    assert len((tmp_path / "logs" / "status.tsv").read_text().splitlines()) == 2  # tidied
 
 
 class Scripted:
