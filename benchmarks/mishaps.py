@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from bids_synthseg.bids.reading import read_object
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.bids.derivatives import SessionPaths
 from bids_synthseg.bids.quality import Quality
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.evaluation import evaluate, mean
 from bids_synthseg.figure import write_mosaic
 from bids_synthseg.nifti import new_image, read_labels, read_scan, write_image

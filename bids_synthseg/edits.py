@@ -32,11 +32,11 @@ from bids_synthseg.bids.derived import EDITS
 from bids_synthseg.bids.growth import age_measures
 from bids_synthseg.bids.provenance import SessionRecord, resolve_uri, session_signature
 from bids_synthseg.bids.quality import Quality, judge
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.scans import CONTRASTS, Scan, ScanGroup
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.errors import BadData, InputMissing, NothingSelected, UsageProblem
 from bids_synthseg.pipeline import Options, Segmenter, SessionResult, run_session, write_page
+from bids_synthseg.reading import read_object
 from bids_synthseg.segmentation.align import transform_of
 
 _LARGEST_ID = 255
@@ -148,6 +148,7 @@ def run_edited(
         LOG.warning("%s: %s", group.label, warning)
     details = {
         "Warnings": warnings,
+        "Notes": [note for scan in scans.values() for note in scan.notes],
         "Scans": earlier.get("Scans", []),
         "LeftOut": earlier.get("LeftOut", {}),
         "Edited": {name: writer.uri(path) for name, path in maps.items()},

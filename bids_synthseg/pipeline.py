@@ -77,7 +77,7 @@ class Options:
 
 @dataclass(frozen=True)
 class SessionResult:
-    """`status` is "done" or "skipped"; `message` sums up the warnings."""
+    """`status` is "done" or "skipped"; `message` sums up warnings and notes."""
 
     status: str
     seconds: float
@@ -197,6 +197,7 @@ def run_session(
     alignments = [Alignment.of_the_first(), *(align(results[0], one) for one in results[1:])]
     parts = [Part(*of) for of in zip(group.scans, images, results, alignments, strict=True)]
     warnings = _warnings(parts)
+    notes = [note for part in parts for note in part.image.notes]
 
     contrasts = [next(p for p in parts if p.scan.suffix == name) for name in group.by_contrast]
     # Contrasts on one grid share one segmentation.
@@ -219,21 +220,26 @@ def run_session(
     for part in parts:
         if part.alignment.accepted and part.alignment.moved_mm:
             LOG.info("%s: %s", part.scan.path.name, part.alignment.summary)
-    for warning in warnings:
-        LOG.warning("%s: %s", group.label, warning)
+    for note in (*warnings, *notes):
+        LOG.warning("%s: %s", group.label, note)
     quality = _quality(group, parts, worst(measured), warnings, bids_dir)
     LOG.info("%s: quality: %s", group.label, "; ".join((quality.verdict, *quality.reasons)))
-    writer.finish(signature, _details(group, warnings, quality, writer))
+    writer.finish(signature, _details(group, warnings, notes, quality, writer))
     write_page(group, bids_dir, output_dir, options)
-    return SessionResult("done", time.monotonic() - start, "; ".join(warnings))
+    return SessionResult("done", time.monotonic() - start, "; ".join([*warnings, *notes]))
 
 
 def _details(
-    group: ScanGroup, warnings: list[str], quality: Quality, writer: SessionWriter
+    group: ScanGroup,
+    warnings: list[str],
+    notes: list[str],
+    quality: Quality,
+    writer: SessionWriter,
 ) -> dict:
     """What the record of a session tells beside its outputs."""
     return {
         "Warnings": warnings,
+        "Notes": notes,
         "Scans": [writer.uri(scan.path) for scan in group.scans],
         "LeftOut": {writer.uri(path): reason for path, reason in group.left_out},
         "Quality": quality.record(),

@@ -64,9 +64,12 @@ def atomic_file(path: Path) -> Iterator[BufferedWriter]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one step; errors as `atomic_file`."""
+    r"""Write UTF-8 text in one step; errors as `atomic_file`.
+
+    What Unicode cannot encode, as the bytes of a name that is no UTF-8, is written as `\udc80`.
+    """
     with atomic_file(path) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: object) -> None:

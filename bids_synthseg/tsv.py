@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from bids_synthseg.errors import BadData
+from bids_synthseg.reading import is_there, read_text
 
 NOT_AVAILABLE = ("", "n/a")
 """What BIDS writes, and what people write, for a value that is missing."""
@@ -24,12 +25,9 @@ def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
     that cannot be read, a column that is missing or stands twice, and a row that has more or fewer
     cells than the header.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+    if not is_there(path):
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadData(f"{path}: cannot be read ({error}); write it as text in UTF-8") from error
+    text = read_text(path)
     # Not splitlines(), which also splits within cells, at characters such as U+2028.
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     header = _cells(lines[0][1]) if lines else []

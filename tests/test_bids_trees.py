@@ -181,7 +181,7 @@ def test_a_filter_that_selects_nothing(bids_tree, tmp_path, capsys):
     filters.write_text("{'t1w': {}}")
     assert call(*arguments) in (64, 65)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "filters.json: the filter file is not JSON" in line
+    assert "filters.json: not valid JSON" in line
 
 
 @pytest.mark.parametrize(

@@ -514,11 +514,14 @@ def test_warnings_name_their_file_once(session):
     data = image.get_fdata()
     data[0, 0, 0] = np.nan
     result, out = session({"T1w": nifti(data - 30, T1W_PLACE.affine)})
-    warnings = record(out)["Warnings"]
-    assert len(warnings) == 2
-    for warning in warnings:
-        assert warning.count("sub-01_T1w.nii.gz") == 1
-        assert warning in result.message
+    [warning], [note] = record(out)["Warnings"], record(out)["Notes"]
+    assert "NaN" in warning and "negative" in note
+    for said in (warning, note):
+        assert said.count("sub-01_T1w.nii.gz") == 1
+        assert said in result.message
+    # Only what asks for a look is a reason of the verdict.
+    reasons = record(out)["Quality"]["Reasons"]
+    assert warning in reasons and note not in reasons
 
 
 # Through the command: every bad input beside a good one.
@@ -627,9 +630,10 @@ def test_bad_input_fails_alone_and_odd_input_is_used_with_a_warning(tmp_path, ca
         image, source = nib.load(path), nib.load(raw / f"sub-{name}/anat/sub-{name}_T1w.nii.gz")
         assert image.affine.tobytes() == source.affine.tobytes()
         assert right_inside(np.asarray(image.dataobj), expected), name
-        warnings = record(out, f"sub-{name}")["Warnings"]
-        assert len(warnings) == (name != "good")
-        assert name == "good" or odd[name][1] in warnings[0]
+        found = record(out, f"sub-{name}")
+        said = [*found["Warnings"], *found["Notes"]]
+        assert len(said) == (name != "good")
+        assert name == "good" or odd[name][1] in said[0]
     # Once more: what is done is skipped, what failed fails again.
     assert call(raw, out, "participant", "-q") == 1
     rows = read_status(out / "logs/status.tsv")

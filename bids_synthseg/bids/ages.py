@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.errors import BadData
+from bids_synthseg.reading import read_object
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 
 DAYS_PER_MONTH = 365.25 / 12

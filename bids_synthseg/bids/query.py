@@ -5,7 +5,6 @@ fMRIPrep, and an index made before. Which scan represents a contrast is the rule
 are not opened.
 """
 
-import json
 import logging
 import re
 from collections import defaultdict
@@ -19,7 +18,8 @@ from bids_synthseg.bids.folders import EXTENSIONS, anat_images, subjects_in
 from bids_synthseg.bids.quality_column import read_quality
 from bids_synthseg.bids.scans import CONTRASTS, Scan, ScanGroup, choose_scans, unusable
 from bids_synthseg.bids.sessions import Key, session_order
-from bids_synthseg.errors import BadData, InputMissing, NothingSelected, UsageProblem
+from bids_synthseg.errors import InputMissing, NothingSelected, UsageProblem
+from bids_synthseg.reading import is_there, read_object
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -113,20 +113,12 @@ def read_description(root: Path) -> dict:
     if not root.is_dir():
         raise InputMissing(f"{root}: no such folder; give the root of a BIDS data set")
     path = root / "dataset_description.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not is_there(path):
         raise InputMissing(
             f"{path}: missing, so this is no BIDS data set; check the folder or create the "
             'file with {"Name": "...", "BIDSVersion": "1.10.0"}'
-        ) from error
-    except OSError as error:
-        raise BadData(f"{path}: cannot be read ({error.strerror}); check its rights") from error
-    except ValueError as error:
-        raise BadData(f"{path}: not valid JSON ({error}); correct the file") from error
-    if not isinstance(content, dict):
-        raise BadData(f"{path}: not a JSON object; correct the file")
-    return content
+        )
+    return read_object(path)
 
 
 def _wanted_subjects(

@@ -9,7 +9,6 @@ import numpy as np
 from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.bids.derivatives import SessionPaths
 from bids_synthseg.bids.provenance import resolve_uri
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.report_figures import (
     Crop,
     Sheet,
@@ -21,6 +20,7 @@ from bids_synthseg.bids.report_figures import (
 from bids_synthseg.bids.report_viewer import View
 from bids_synthseg.errors import BadData
 from bids_synthseg.nifti import Image, read_labels, read_scan
+from bids_synthseg.reading import read_object
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 
 SHOWN_MEASURES = {

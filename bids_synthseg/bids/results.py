@@ -14,11 +14,11 @@ from pathlib import Path
 
 from bids_synthseg.bids.derivatives import SessionPaths
 from bids_synthseg.bids.quality import Quality
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.scans import CONTRASTS
 from bids_synthseg.bids.sessions import Key, OfSession, session_order
 from bids_synthseg.bids.tables import VOLUME_COLUMNS
 from bids_synthseg.errors import BadData
+from bids_synthseg.reading import read_object
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 
 STATUSES = {

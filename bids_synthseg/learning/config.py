@@ -14,8 +14,8 @@ from bids_synthseg.learning.sampling import SamplingConfig
 from bids_synthseg.learning.transfer import FREEZABLE
 from bids_synthseg.models.heads import KINDS
 from bids_synthseg.models.unet import NetworkConfig
+from bids_synthseg.reading import is_there, read_toml
 from bids_synthseg.synthesis.recipe import SynthesisConfig
-from bids_synthseg.toml import parse_toml
 
 Config = TypeVar("Config")
 
@@ -134,14 +134,14 @@ def read_config(source: str | Path) -> TrainConfig:
     path = files("bids_synthseg") / "data" / "presets" / f"{source}.toml"
     if str(source) not in presets():
         path = Path(source)
-    if not path.is_file():
+    if not is_there(path):
         raise InputMissing(
             f"{source}: no such configuration file; give a TOML file, or one of the presets "
             f"{', '.join(presets())}"
         )
     try:
-        return build(TrainConfig, parse_toml(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as problem:
+        return build(TrainConfig, read_toml(path))
+    except ValueError as problem:
         raise BadData(f"{source}: {problem}") from problem
 
 

@@ -3,7 +3,6 @@
 Every fault of every data set is found before anything is trained, and told together.
 """
 
-import json
 import logging
 import math
 import os
@@ -20,6 +19,7 @@ from bids_synthseg.learning.clusters import intensity_thresholds
 from bids_synthseg.learning.label_sets import read_source_labels, twin_classes
 from bids_synthseg.learning.maps import TrainingMap
 from bids_synthseg.learning.pack import read_pack
+from bids_synthseg.reading import read_object
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 
 log = logging.getLogger(__name__)
@@ -190,9 +190,10 @@ def _number(word: str | None) -> float:
 
 def _licence(path: Path) -> str:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("License", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""  # nothing is stated where it can be read
+        return str(read_object(path).get("License", ""))
+    except AppError as problem:
+        log.warning("%s; its licence is not known", problem)
+        return ""
 
 
 def _entity(key: str, value: str) -> str:

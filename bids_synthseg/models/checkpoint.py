@@ -15,6 +15,7 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import BadData, InputMissing
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
+from bids_synthseg.reading import parse_json
 from bids_synthseg.storage import atomic_file
 
 METADATA_KEY = "bids_synthseg"
@@ -93,7 +94,7 @@ def load_model(path: Path) -> Model:
     if written is None:
         raise BadData(f"{path}: weights of another program; give a model that this one has written")
     try:
-        description = json.loads(written)
+        description = parse_json(written)
         network = UNet(NetworkConfig(**description["network"]))
         head = Head(LabelTable.from_records(description["labels"]), description["head"])
         if head.n_channels != network.config.channels_out:

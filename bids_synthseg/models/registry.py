@@ -14,6 +14,7 @@ from bids_synthseg.errors import AppError, BadData, InputMissing
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.inputs import network_input
 from bids_synthseg.models.tasks import LOCATOR, SEGMENTATION, check_model, task_of
+from bids_synthseg.reading import is_there, read_text
 from bids_synthseg.storage import file_sha256
 
 MANIFEST = "SHA256SUMS"
@@ -54,9 +55,9 @@ def card_of(path: Path) -> Path | None:
 def read_manifest(folder: Path) -> dict[str, str]:
     """File name -> SHA-256, as SHA256SUMS of the folder has it; {} where there is none."""
     manifest = folder / MANIFEST
-    if not manifest.is_file():
+    if not is_there(manifest):
         return {}
-    lines = manifest.read_text(encoding="utf-8").splitlines()
+    lines = read_text(manifest).splitlines()
     matches = [_LINE.fullmatch(line) for line in lines]
     if not all(matches):
         raise BadData(f"{manifest}: not the output of sha256sum; install bids_synthseg again")
