@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 import click
 
@@ -38,6 +39,9 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
     64; 128 and the number of the signal are what shells say of a program that a signal ends.
     Exceptions that are neither click's nor an AppError are bugs and pass.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name whose bytes are no UTF-8 is shown escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         with termination_as_interrupt():
             code = command.main(args=list(arguments), standalone_mode=False)

@@ -102,20 +102,27 @@ def in_turn(run_one: RunOne, logs: Path) -> Engine:
     return engine
 
 
+def memory_problem(group: ScanGroup, memory_gb: float) -> str:
+    """Why a session does not fit into the memory; "" where it does."""
+    need_gb = expected_memory_mb(group) / 1000
+    if need_gb <= memory_gb:
+        return ""
+    return (
+        f"needs about {need_gb:.1f} GB of memory, --mem-gb allows {memory_gb:g}; "
+        "raise it, or use fewer scans"
+    )
+
+
 def within_memory(engine: Engine, memory_gb: float) -> Engine:
     """The engine, but sessions expected to need more than `memory_gb` fail before they begin."""
 
     def guarded(groups: Sequence[ScanGroup]) -> Events:
         fitting = []
         for group in groups:
-            need_gb = expected_memory_mb(group) / 1000
-            if need_gb <= memory_gb:
+            message = memory_problem(group, memory_gb)
+            if not message:
                 fitting.append(group)
                 continue
-            message = (
-                f"needs about {need_gb:.1f} GB of memory, --mem-gb allows {memory_gb:g}; "
-                "raise it, or use fewer scans"
-            )
             LOG.error("%s: %s", group.label, message)
             yield group, Outcome("failed", message)
         yield from engine(fitting)
@@ -178,7 +185,7 @@ def session_log(path: Path) -> Iterator[None]:
     """Everything that the package logs meanwhile, tracebacks included, is appended to `path`."""
     package = logging.getLogger("bids_synthseg")
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise explain(error, path) from error
     handler.setLevel(logging.DEBUG)

@@ -25,6 +25,8 @@ def explain(error: OSError, path: Path) -> AppError:
         return CannotCreate(f"{path}: no permission to write here; choose another output folder")
     if error.errno in _IN_THE_WAY:
         return CannotCreate(f"{path}: a file is in the way of a folder, or the reverse; move it")
+    if error.errno == errno.ENAMETOOLONG:
+        return CannotCreate(f"{path}: the name is too long for the file system; shorten its labels")
     reason = error.strerror or str(error)
     return StorageProblem(f"{path}: writing failed ({reason}); check the disk, then run again")
 
@@ -35,6 +37,10 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain(error, path) from error
+
+
+TEMPORARY_BYTES = 14
+"""By how much the name of a file that is being written is longer than its own."""
 
 
 @contextmanager

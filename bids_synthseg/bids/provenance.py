@@ -15,7 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from bids_synthseg.bids.scans import Scan
-from bids_synthseg.errors import BadData, InputMissing
+from bids_synthseg.errors import BadData
+from bids_synthseg.reading import read_head, unreadable
 from bids_synthseg.storage import explain, file_sha256, write_json
 
 logger = logging.getLogger(__name__)
@@ -27,18 +28,16 @@ def session_signature(
     """SHA-256 over all that decides the result: names, sizes and contents of the scans (their
     order is that of preference, so it counts), the version, the weights and the options.
 
-    options: plain JSON values, only those that change an output. Raises InputMissing where a scan
-    cannot be read.
+    options: plain JSON values, only those that change an output. Raises InputMissing or BadData
+    where a scan is missing, a stand-in, or cannot be read.
     """
     files = []
     for scan in scans:
+        read_head(scan.path)
         try:
             files.append((scan.path.name, scan.path.stat().st_size, file_sha256(scan.path)))
         except OSError as error:
-            raise InputMissing(
-                f"{scan.path}: cannot be read ({error.strerror}); check its rights, or fetch the "
-                "data if it is a link ('datalad get')"
-            ) from error
+            raise unreadable(error, scan.path) from error
     return options_sha256(
         {"scans": files, "version": version, "weights": weights_sha256, "options": options}
     )
