@@ -31,6 +31,7 @@ _FIELDS_OF = {
               "qoffset_z"),
     "sform": ("sform_code", "srow_x", "srow_y", "srow_z"),
 }  # fmt: skip
+_LAST_FORM_CODE = 5
 _HEADER_BYTES = (348, 540)
 
 
@@ -230,6 +231,11 @@ def _geometry(path: Path, header: nib.Nifti1Header) -> Geometry:
     if header["pixdim"][0] not in (-1, 1):
         header["pixdim"][0] = 1
     unit = int(header["xyzt_units"]) & 7
+    notes = []
+    for field in ("qform_code", "sform_code"):
+        if (code := int(header[field])) > _LAST_FORM_CODE:
+            notes.append(f"{field} has the unknown value {code}; taken as the scanner's space")
+            header[field] = 1
     try:
         sform = header.get_sform() if header["sform_code"] > 0 else None
         qform = _qform(header) if header["qform_code"] > 0 else None
@@ -241,7 +247,7 @@ def _geometry(path: Path, header: nib.Nifti1Header) -> Geometry:
     if placement.invalid:
         for field in _FIELDS_OF[placement.invalid]:
             header[field] = 0
-    notes = list(placement.notes)
+    notes += placement.notes
     if (pixdim < 0).any():
         notes.append("negative voxel sizes (pixdim); used without their sign")
     if not np.isfinite(scaling := [float(header["scl_slope"]), float(header["scl_inter"])]).all():
@@ -272,7 +278,7 @@ def _check_type(path: Path, header: nib.Nifti1Header) -> np.dtype:
     """The type of the numbers that there must be."""
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise BadData(f"{path}: voxels of an unknown type; convert the scan again") from error
     if dtype.fields is not None or dtype.kind not in "iuf":
         what = "complex" if dtype.kind == "c" else "colour (RGB)"

@@ -71,3 +71,23 @@ def test_an_output_of_another_version_is_said_once(raw, tmp_path, caplog):
         prepare_output(raw, output)
     (line,) = caplog.messages
     assert f"written by version 0.0.1, this is {__version__}; the sessions" in line
+
+
+@pytest.mark.parametrize("value", [5, "x", {}, [1], {"a": 1}, [None]])
+def test_entries_of_another_type_count_as_absent(raw, tmp_path, value, caplog):
+    """They are said and written anew, and do not lock the folder for ever."""
+    output = prepare_output(raw, tmp_path / "out")
+    write(raw, output)
+    (output / "logs").mkdir()
+    (output / "logs" / "config.toml").touch()
+    path = output / "dataset_description.json"
+    for key in ("GeneratedBy", "DatasetLinks"):
+        good = path.read_text()
+        path.write_text(json.dumps(json.loads(good) | {key: value}))
+        caplog.clear()
+        assert prepare_output(raw, output) == output
+        assert dataset_links(output) == {}
+        if value and not (key == "DatasetLinks" and value == {}):
+            assert f"{key} is not" in caplog.text
+        write(raw, output)
+        assert path.read_text() == good

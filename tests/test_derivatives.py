@@ -199,6 +199,8 @@ def test_table_cells(tmp_path):
     assert format_table({"a": ["x\ty\n"]}) == "a\nx\\ty\\n\n"
     with pytest.raises(ValueError, match="zip"):
         format_table({"a": [1], "b": []})
+    with pytest.raises(ValueError, match="descriptions"):
+        write_table(tmp_path / "x.tsv", {"a": []}, {})
 
 
 def test_transform(writer):

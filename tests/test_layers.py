@@ -18,7 +18,7 @@ PACKAGE = ROOT / "bids_synthseg"
 # "version" stands for bids_synthseg/__init__.py.
 TIERS = (
     {"version", "errors"},
-    {"storage", "console", "resources", "toml"},
+    {"storage", "console", "resources", "toml", "fields"},
     {"reading"},
     {"tsv"},
     {"anatomy"},
@@ -37,10 +37,10 @@ TIERS = (
 TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 # Importing any of these must not load torch, neither itself nor through another module.
 WITHOUT_TORCH = {
-    "version", "errors", "storage", "console", "toml", "reading", "tsv", "arguments", "anatomy",
-    "nifti", "phantom", "bids", "resources", "status", "progress", "execution", "processes",
-    "dask_cluster", "demo", "evaluation", "figure", "scorecard", "levels", "submission", "cli",
-    "workbench", "__main__",
+    "version", "errors", "storage", "console", "toml", "fields", "reading", "tsv", "arguments",
+    "anatomy", "nifti", "phantom", "bids", "resources", "status", "progress", "execution",
+    "processes", "dask_cluster", "demo", "evaluation", "figure", "scorecard", "levels",
+    "submission", "cli", "workbench", "__main__",
 }  # fmt: skip
 
 

@@ -177,6 +177,9 @@ def dataset_links(output_dir: Path) -> dict[str, Path]:
     Empty where there is no output yet. Raises BadData for a description that is broken.
     """
     found = _description(output_dir).get("DatasetLinks") or {}
+    if not isinstance(found, dict) or not all(isinstance(folder, str) for folder in found.values()):
+        _say_absent(output_dir, "DatasetLinks", "names with the folders they stand for")
+        return {}
     return {
         name: (output_dir.resolve() / folder).resolve()
         for name, folder in found.items()
@@ -186,8 +189,29 @@ def dataset_links(output_dir: Path) -> dict[str, Path]:
 
 def written_by(output_dir: Path) -> str | None:
     """The version that last wrote to an output; None where there is no output yet."""
-    made_by = _description(output_dir).get("GeneratedBy") or [{}]
-    return made_by[0].get("Version")
+    version = (_generator(output_dir) or {}).get("Version")
+    return version if isinstance(version, str) else None
+
+
+def _generator(output_dir: Path) -> dict | None:
+    """The first entry of GeneratedBy; None where there is none, or, with a warning, another type
+    of it."""
+    made_by = _description(output_dir).get("GeneratedBy")
+    if not made_by:
+        return None
+    if isinstance(made_by, list) and isinstance(made_by[0], dict):
+        return made_by[0]
+    _say_absent(output_dir, "GeneratedBy", "a list of programs")
+    return None
+
+
+def _say_absent(output_dir: Path, key: str, wanted: str) -> None:
+    logger.warning(
+        "%s: %s is not %s; it counts as absent",
+        output_dir / "dataset_description.json",
+        key,
+        wanted,
+    )
 
 
 def _description(output_dir: Path) -> dict:
@@ -206,10 +230,12 @@ def _check_owner(output: Path, cure: str) -> None:
     if not (output / "dataset_description.json").exists():
         return
     try:
-        made_by = read_description(output).get("GeneratedBy") or [{}]
+        generator = _generator(output)
     except BadData as error:
         raise UsageProblem(f"{error}, or {cure}") from error
-    if made_by[0].get("Name") != NAME:
+    # A description that lost its entry is written anew where all else is of this App.
+    ours = (output / "logs" / "config.toml").is_file() and (output / "descriptions.tsv").is_file()
+    if (generator.get("Name") != NAME) if generator else not ours:
         raise UsageProblem(f"{output}: holds a data set that {NAME} did not make; {cure}")
 
 
