@@ -19,7 +19,7 @@ from bids_synthseg.bids.plan import expected_memory_mb
 from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.errors import AppError
 from bids_synthseg.progress import Progress
-from bids_synthseg.resources import peak_memory_mb
+from bids_synthseg.resources import is_out_of_memory, peak_memory_mb
 from bids_synthseg.status import one_line, row_of, write_status
 from bids_synthseg.storage import explain, make_folder
 
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from bids_synthseg.pipeline import SessionResult
 
 LOG = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = (
+    "out of memory; give the job more (--dry-run says how much a session needs), lower --n-procs, or "
+    "use fewer scans"
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ def _run(group: ScanGroup, run_one: RunOne) -> tuple[str, str]:
         raise
     except Exception as error:
         message = f"unexpected {type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            message = OUT_OF_MEMORY
         LOG.error("%s: %s", group.label, one_line(message))
         LOG.debug("traceback", exc_info=True)
         return "failed", message

@@ -27,6 +27,7 @@ from bids_synthseg.errors import AppError, BadData, UsageProblem
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.registry import compare_checksums
 from bids_synthseg.models.tasks import SEGMENTATION, check_model
+from bids_synthseg.reading import fingerprint
 from bids_synthseg.resources import limit_threads
 from bids_synthseg.segmentation.align import Alignment, align, itk_text
 from bids_synthseg.segmentation.labelling import label_volume
@@ -175,6 +176,7 @@ def run_session(
     paths = SessionPaths(output_dir, group.subject, group.session)
     settings = options.that_matter()
     preproc = options.preproc(group)
+    as_found = _as_found(group)
     signature = session_signature(
         group.scans, __version__, segmenter.weights_sha256, settings | {"preproc": preproc}
     )
@@ -193,6 +195,8 @@ def run_session(
     )
     writer.start()
     images = [nifti.read_scan(scan.path) for scan in group.scans]
+    if changed := _changed(as_found):
+        raise BadData(f"{changed[0]}: has changed while it was read; run again when it is complete")
     results = [_segment(image, segmenter, options) for image in images]
     alignments = [Alignment.of_the_first(), *(align(results[0], one) for one in results[1:])]
     parts = [Part(*of) for of in zip(group.scans, images, results, alignments, strict=True)]
@@ -220,6 +224,10 @@ def run_session(
     for part in parts:
         if part.alignment.accepted and part.alignment.moved_mm:
             LOG.info("%s: %s", part.scan.path.name, part.alignment.summary)
+    warnings += [
+        f"{path}: has changed since it was read; the results are those of what was read: run again"
+        for path in _changed(as_found)
+    ]
     for note in (*warnings, *notes):
         LOG.warning("%s: %s", group.label, note)
     quality = _quality(group, parts, worst(measured), warnings, bids_dir)
@@ -227,6 +235,24 @@ def run_session(
     writer.finish(signature, _details(group, warnings, notes, quality, writer))
     write_page(group, bids_dir, output_dir, options)
     return SessionResult("done", time.monotonic() - start, "; ".join([*warnings, *notes]))
+
+
+def _as_found(group: ScanGroup) -> dict[Path, tuple[int, ...]]:
+    """Scan -> what would show that another one takes its name."""
+    return {scan.path: fingerprint(scan.path) for scan in group.scans}
+
+
+def _changed(as_found: Mapping[Path, tuple[int, ...]]) -> list[Path]:
+    """Scans that are gone or no longer as they were found."""
+    changed = []
+    for path, before in as_found.items():
+        try:
+            same = fingerprint(path) == before
+        except AppError:
+            same = False
+        if not same:
+            changed.append(path)
+    return changed
 
 
 def _details(

@@ -79,6 +79,12 @@ def check_file(path: Path) -> os.stat_result:
     return status
 
 
+def fingerprint(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to; errors as `check_file`."""
+    status = check_file(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def read_head(path: Path) -> bytes:
     """The first bytes of a regular file; raises BadData for an empty one and for a web page,
     InputMissing for a pointer of Git LFS or git-annex."""

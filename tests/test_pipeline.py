@@ -693,3 +693,45 @@ def test_the_hand_made_locator_is_what_the_pipeline_expects():
     networks = segmenter()
     assert networks.table == LabelTable.default()
     assert locator().head.n_channels == 2
+
+
+# Another file under the same name, while the session runs.
+
+
+def replaced(path, image):
+    """As a download does: written beside, then renamed."""
+    beside = path.with_name("new.nii.gz")
+    image.to_filename(beside)
+    beside.replace(path)
+
+
+def test_a_scan_that_changes_while_it_is_read_fails(session, tmp_path, monkeypatch):
+    path = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    read = pipeline.nifti.read_scan
+
+    def slow_read(scan_path):
+        image = read(scan_path)
+        replaced(path, scan(T2W_PLACE))
+        return image
+
+    monkeypatch.setattr("bids_synthseg.nifti.read_scan", slow_read)
+    with pytest.raises(BadData, match=r"sub-01_T1w\.nii\.gz: has changed while it was read; run"):
+        session({"T1w": scan(T1W_PLACE)})
+
+
+def test_a_scan_that_changes_before_the_end_is_said(session, tmp_path, monkeypatch):
+    path = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    merge = pipeline.write_spaces
+
+    def write_and_replace(*arguments):
+        replaced(path, scan(T2W_PLACE))
+        return merge(*arguments)
+
+    monkeypatch.setattr(pipeline, "write_spaces", write_and_replace)
+    result, out = session({"T1w": scan(T1W_PLACE)})
+    [warning] = record(out)["Warnings"]
+    assert warning.startswith(f"{path}: has changed since it was read")
+    assert warning in result.message
+    monkeypatch.setattr(pipeline, "write_spaces", merge)
+    # The record is of what was read: the new file is done anew.
+    assert session({}, fresh=False)[0].status == "done"

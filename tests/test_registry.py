@@ -224,6 +224,6 @@ def test_the_manifest_is_that_of_sha256sum(tmp_path):
 
 
 def test_shipped_weights_without_a_checksum_are_refused(tmp_path):
-    with pytest.raises(InputMissing, match="names no checksum of a.safetensors.* install"):
+    with pytest.raises(InputMissing, match=r"names no checksum of a\.safetensors.* install"):
         compare_checksums(tmp_path, {"a.safetensors": "0" * 64}, shipped=True)
     compare_checksums(tmp_path, {"a.safetensors": "0" * 64})
