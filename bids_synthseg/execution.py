@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = (
-    "out of memory; give the job more (--dry-run says how much a session needs), lower --n-procs, or "
-    "use fewer scans"
+    "out of memory; give the job more (--dry-run says how much a session needs), lower --n-procs, "
+    "or use fewer scans"
 )
 
 
