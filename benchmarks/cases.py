@@ -39,7 +39,8 @@ def run(case: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str
 def records(out: Path) -> Iterator[dict]:
     """What the sessions' records tell of their quality."""
     for path in sorted((out / "logs").glob("sub-*.json")):
-        yield json.loads(path.read_text(encoding="utf-8")).get("Quality") or {}
+        if quality := json.loads(path.read_text(encoding="utf-8")).get("Quality"):
+            yield quality
 
 
 def outcome(case: Path, out: Path) -> str:

@@ -23,12 +23,16 @@ from bids_synthseg.bids.growth import BrainGrowth
 from bids_synthseg.bids.nibabies import view_folder
 from bids_synthseg.bids.quality import MEASURES, Quality
 from bids_synthseg.bids.query import find_scan_groups
-from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.errors import BadData, InputMissing, UsageProblem
 from bids_synthseg.models.checkpoint import save_model
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
 from bids_synthseg.pipeline import Options, Segmenter, choose_device, devices, run_session
 from bids_synthseg.status import read_status
+from bids_synthseg.storage import file_sha256
+
+CUT_OFF = gzip.compress(bytes(1000))[:15]
+"""A download that was broken off."""
 
 pytestmark = pytest.mark.usefixtures("package_log")
 
@@ -395,7 +399,7 @@ def test_a_page_is_written_after_the_session(session, pages, tmp_path):
     assert session(images, fresh=False)[0].status == "skipped"
     assert len(pages) == 2
     # An old page does not stay beside a session that failed.
-    (tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
+    (tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz").write_bytes(CUT_OFF)
     with pytest.raises(BadData):
         session(images, fresh=False)
     assert not (out / "sub-01.html").exists()
@@ -502,8 +506,8 @@ def test_what_has_changed_is_done_again(session, tmp_path, change):
 def test_a_failed_session_has_no_mark_of_completion(session, tmp_path):
     images = {"T1w": scan(T1W_PLACE)}
     _, out = session(images)
-    (tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
-    with pytest.raises(BadData, match=r"sub-01_T1w.nii.gz: the file is empty"):
+    (tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz").write_bytes(CUT_OFF)
+    with pytest.raises(BadData, match=r"sub-01_T1w.nii.gz: truncated"):
         session(images, fresh=False)
     assert record(out)["Signature"] is None
     assert anat(out) == []  # nothing that belongs to another input
@@ -664,6 +668,11 @@ def test_weights_are_loaded_with_their_checksum(tmp_path, monkeypatch):
         model = replace(reader(), network=UNet(small))
         save_model(tmp_path / f"{name}.safetensors", model)
     monkeypatch.setattr(pipeline, "shipped_folder", lambda: tmp_path)
+    with pytest.raises(InputMissing, match=r"SHA256SUMS: names no checksum of segm.*install"):
+        Segmenter.load(Options(device="cpu"))
+    names = ("segmentation.safetensors", "locator.safetensors")
+    lines = [f"{file_sha256(tmp_path / name)}  {name}\n" for name in names]
+    (tmp_path / "SHA256SUMS").write_text("".join(lines))
     first = Segmenter.load(Options(device="cpu"))
     again = Segmenter.load(Options(device="cpu"))
     other = Segmenter.load(Options(device="cpu", model=tmp_path / "other.safetensors"))

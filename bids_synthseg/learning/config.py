@@ -144,8 +144,8 @@ _RANGES = {
     "average": SHARE,
     "loss_step": (1, 64),
     "seed": (0, 2**63 - 1),
-    "checkpoint_minutes": (0, 1e6),
-    "validate_minutes": (0, 1e6),
+    "checkpoint_minutes": (0, 1e12),
+    "validate_minutes": (0, 1e12),
     "held_out": SHARE,
     "floor": SHARE,
 }
