@@ -11,6 +11,7 @@ and tables of how sure it was, as they contradict the edited map. Scans alone (`
 preprocessed images and transforms stay. A later run without the edits segments the session anew.
 """
 
+import fnmatch
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ from bids_synthseg.anatomy.volume import Grid, Volume
 from bids_synthseg.bids.ages import read_ages
 from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, Space
 from bids_synthseg.bids.derived import EDITS
+from bids_synthseg.bids.folders import names_in
 from bids_synthseg.bids.growth import age_measures
 from bids_synthseg.bids.provenance import SessionRecord, resolve_uri, session_signature
 from bids_synthseg.bids.quality import Quality, judge
@@ -85,8 +87,8 @@ def find_edits(
     found = {}
     for group in groups:
         anat = SessionPaths(edits_dir, *group.key).anat
-        if maps := sorted(anat.glob("sub-*_desc-aseg_dseg.nii*")):
-            found[group.key] = tuple(maps)
+        if names := fnmatch.filter(names_in(anat), "sub-*_desc-aseg_dseg.nii*"):
+            found[group.key] = tuple(anat / name for name in names)
     if not found:
         raise NothingSelected(
             f"{edits_dir}: no edited segmentation of the sessions selected; put it where the "
@@ -167,7 +169,9 @@ def _earlier(paths: SessionPaths, bids_dir: Path, links: Mapping[str, Path]) -> 
         if not (about := read_object(sidecar)):
             continue
         try:
-            reference = resolve_uri(about["SpatialReference"], bids_dir, paths.output_dir, links)
+            reference = resolve_uri(
+                str(about["SpatialReference"]), bids_dir, paths.output_dir, links
+            )
             found[contrast] = Earlier(reference, about["ConfigSHA256"], about["WeightsSHA256"])
         except KeyError as error:
             raise BadData(f"{sidecar}: has no {error}; run the session with --overwrite") from error

@@ -64,6 +64,11 @@ def anat_images(root: Path, subjects: Collection[str]) -> Listing:
     return found
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of what a folder holds, sorted; [] where there is none. Raises AppError."""
+    return sorted(entry.name for entry in _entries(folder)) if is_there(folder) else []
+
+
 def _entries(folder: Path) -> Iterator[os.DirEntry]:
     """What a folder holds; names that cannot stand in a table or a log are left out, and said."""
     try:
