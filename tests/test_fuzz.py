@@ -181,6 +181,7 @@ def test_tables_and_descriptions(tmp_path, name, caplog):
             groups = find_scan_groups(root, quality_column=column)
             plan_text([checked(group) for group in groups], root)
         read_ages(root, [group.key for group in groups])
+        write_dataset_files(root, prepare_output(root, tmp_path / "out"), LabelTable.default())
 
     rng = random.Random(name)
     for number in range(120):
