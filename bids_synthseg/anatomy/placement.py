@@ -33,13 +33,12 @@ _AGAIN = "convert the scan again from DICOM"
 class Placement:
     """Where a scan lies.
 
-    grid: in mm; form: "sform" or "qform", the one used; invalid: the other, where it is set and
-    cannot be used; pixdim_valid: whether the header's own voxel sizes are usable; notes: what was
-    not used; warnings: what contradicts.
+    grid: in mm; invalid: "sform" or "qform", where it is set and cannot be used; pixdim_valid:
+    whether the header's own voxel sizes are usable; notes: what was not used; warnings: what
+    contradicts.
     """
 
     grid: Grid
-    form: str
     invalid: str | None
     pixdim_valid: bool
     notes: tuple[str, ...]
@@ -106,7 +105,7 @@ def placement_of(
     if not _plausible(sides):
         warnings.append(f"implausible voxel size of {_size(sides)} mm; check the header")
     notes += [note] if note else []
-    return Placement(grid, form, invalid, sizes_known, tuple(notes), tuple(warnings))
+    return Placement(grid, invalid, sizes_known, tuple(notes), tuple(warnings))
 
 
 def _unsized(qform: np.ndarray | None) -> np.ndarray | None:
