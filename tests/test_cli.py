@@ -116,7 +116,8 @@ def test_a_run_says_what_it_did(raw, tmp_path, pipeline, capsys, names_only):
     assert "billot2023" in (logs / "CITATION.bib").read_text()
     assert __version__ in (logs / "CITATION.md").read_text()
     capsys.readouterr()
-    assert call(raw, tmp_path, "participant", "--participant-label", "01", "--dry-run") == 0
+    words = (raw, tmp_path / "out", "participant", "--participant-label", "01", "--dry-run")
+    assert call(*words) == 0
     printed = capsys.readouterr()
     assert (logs / "plan.tsv").read_text() == printed.out
     assert printed.err.startswith("1 session, 2 scans: about")
