@@ -171,7 +171,8 @@ EPILOG = (
               help="Training: stop after so many minutes, with a checkpoint.")
 @click.option("--checkpoint-piece-mib", type=click.IntRange(min=1), metavar="N",
               help="Training: write checkpoints in pieces of at most N MiB.")
-@click.option("--random-seed", type=int, metavar="N", help="Training: seed of every random draw.")
+@click.option("--random-seed", type=click.IntRange(0, 2**63 - 1), metavar="N",
+              help="Training: seed of every random draw.")
 @click.option("--resume", is_flag=True,
               help="Training: fail where there is no checkpoint to go on from.")
 # The rest

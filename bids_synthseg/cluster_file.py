@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_synthseg.errors import InputMissing, UsageProblem
-from bids_synthseg.toml import parse_toml
+from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.reading import read_toml
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -61,11 +61,9 @@ class ClusterFile:
     def read(path: Path) -> "ClusterFile":
         """Raises InputMissing where there is no such file, UsageProblem for what it says."""
         try:
-            content = parse_toml(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputMissing(f"{path}: {error.strerror}; check --dask-cluster") from error
-        except ValueError as error:
-            raise UsageProblem(f"{path}: not TOML ({error}); correct the file") from error
+            content = read_toml(path)
+        except BadData as error:
+            raise UsageProblem(str(error)) from error
         table = content.get("cluster")
         if not isinstance(table, dict):
             raise UsageProblem(f"{path}: has no table [cluster]; see docs/dask.md")

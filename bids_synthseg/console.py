@@ -56,7 +56,9 @@ class _Stream:
         """Write text; returns its length. Raises StorageProblem unless lossy."""
         if text != "":  # click asks whether a stream takes text by writing none
             with self._failing():
-                self._stream.write(text)
+                # A name whose bytes are no UTF-8 is shown escaped.
+                encoding = self._stream.encoding or "utf-8"
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

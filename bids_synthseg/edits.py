@@ -12,6 +12,7 @@ preprocessed images and transforms stay. An edit that is new or has changed is a
 later run without the edits leaves the session as it is, and segments it anew with --redo-changed.
 """
 
+import fnmatch
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,14 +37,15 @@ from bids_synthseg.bids.derivatives import (
     settle,
 )
 from bids_synthseg.bids.derived import EDITS
+from bids_synthseg.bids.folders import names_in
 from bids_synthseg.bids.growth import age_measures
 from bids_synthseg.bids.provenance import made_with, options_sha256, resolve_uri
 from bids_synthseg.bids.quality import Quality, judge
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.scans import CONTRASTS, Scan, ScanGroup
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.errors import BadData, InputMissing, NothingSelected, UsageProblem
 from bids_synthseg.pipeline import Options, Segmenter, SessionResult, run_session, write_page
+from bids_synthseg.reading import read_object
 from bids_synthseg.segmentation.align import transform_of
 
 _LARGEST_ID = 255
@@ -92,8 +94,8 @@ def find_edits(
     found = {}
     for group in groups:
         anat = SessionPaths(edits_dir, *group.key).anat
-        if maps := sorted(anat.glob("sub-*_desc-aseg_dseg.nii*")):
-            found[group.key] = tuple(maps)
+        if names := fnmatch.filter(names_in(anat), "sub-*_desc-aseg_dseg.nii*"):
+            found[group.key] = tuple(anat / name for name in names)
     if not found:
         raise NothingSelected(
             f"{edits_dir}: no edited segmentation of the sessions selected; put it where the "
@@ -164,6 +166,7 @@ def run_edited(
         details = {
             "MadeWith": basis,
             "Warnings": warnings,
+            "Notes": [note for scan in scans.values() for note in scan.notes],
             "Scans": earlier.get("Scans", []),
             "LeftOut": earlier.get("LeftOut", {}),
             "Edited": {name: writer.uri(path) for name, path in maps.items()},
@@ -184,7 +187,9 @@ def _earlier(paths: SessionPaths, bids_dir: Path, links: Mapping[str, Path]) -> 
         if not (about := read_object(sidecar)):
             continue
         try:
-            reference = resolve_uri(about["SpatialReference"], bids_dir, paths.output_dir, links)
+            reference = resolve_uri(
+                str(about["SpatialReference"]), bids_dir, paths.output_dir, links
+            )
             found[contrast] = Earlier(reference, about["ConfigSHA256"], about["WeightsSHA256"])
         except KeyError as error:
             raise BadData(f"{sidecar}: has no {error}; run the session with --overwrite") from error

@@ -22,13 +22,19 @@ from bids_synthseg.bids.status import one_line, row_of, tidy_status, write_statu
 from bids_synthseg.claims import Claimed, claim, is_claimed, session_claim
 from bids_synthseg.errors import AppError
 from bids_synthseg.progress import Progress
-from bids_synthseg.resources import peak_memory_mb
+from bids_synthseg.resources import is_out_of_memory, peak_memory_mb
 from bids_synthseg.storage import explain, make_folder
 
 if TYPE_CHECKING:
     from bids_synthseg.pipeline import SessionResult
 
 LOG = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = (
+    "out of memory; give the job more (--dry-run says how much a session needs), lower --n-procs, "
+    "or use fewer scans"
+)
+
 
 BUSY = "busy"
 """Another run is at this session: it is looked at again when that is done with it."""
@@ -95,6 +101,8 @@ def _run(group: ScanGroup, run_one: RunOne) -> tuple[str, str]:
         raise
     except Exception as error:
         message = f"unexpected {type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            message = OUT_OF_MEMORY
         LOG.error("%s: %s", group.label, one_line(message))
         LOG.debug("traceback", exc_info=True)
         return "failed", message
@@ -112,20 +120,27 @@ def in_turn(run_one: RunOne, logs: Path) -> Engine:
     return engine
 
 
+def memory_problem(group: ScanGroup, memory_gb: float) -> str:
+    """Why a session does not fit into the memory; "" where it does."""
+    need_gb = expected_memory_mb(group) / 1000
+    if need_gb <= memory_gb:
+        return ""
+    return (
+        f"needs about {need_gb:.1f} GB of memory, --mem-gb allows {memory_gb:g}; "
+        "raise it, or use fewer scans"
+    )
+
+
 def within_memory(engine: Engine, memory_gb: float) -> Engine:
     """The engine, but sessions expected to need more than `memory_gb` fail before they begin."""
 
     def guarded(groups: Sequence[ScanGroup]) -> Events:
         fitting = []
         for group in groups:
-            need_gb = expected_memory_mb(group) / 1000
-            if need_gb <= memory_gb:
+            message = memory_problem(group, memory_gb)
+            if not message:
                 fitting.append(group)
                 continue
-            message = (
-                f"needs about {need_gb:.1f} GB of memory, --mem-gb allows {memory_gb:g}; "
-                "raise it, or use fewer scans"
-            )
             LOG.error("%s: %s", group.label, message)
             yield group, Outcome("failed", message)
         yield from engine(fitting)
@@ -221,7 +236,7 @@ def session_log(path: Path) -> Iterator[None]:
     """Everything that the package logs meanwhile, tracebacks included, is appended to `path`."""
     package = logging.getLogger("bids_synthseg")
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise explain(error, path) from error
     handler.setLevel(logging.DEBUG)

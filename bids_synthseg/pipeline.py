@@ -27,6 +27,7 @@ from bids_synthseg.errors import AppError, BadData, UsageProblem
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.registry import compare_checksums
 from bids_synthseg.models.tasks import SEGMENTATION, check_model
+from bids_synthseg.reading import fingerprint
 from bids_synthseg.resources import limit_threads
 from bids_synthseg.segmentation.align import Alignment, align, itk_text
 from bids_synthseg.segmentation.labelling import label_volume
@@ -78,7 +79,7 @@ class Options:
 
 @dataclass(frozen=True)
 class SessionResult:
-    """`status` is "done" or "skipped"; `message` sums up the warnings."""
+    """`status` is "done" or "skipped"; `message` sums up warnings and notes."""
 
     status: str
     seconds: float
@@ -116,7 +117,7 @@ class Segmenter:
         checksums = [file_sha256(path) for path in paths]
         own = {} if options.model else {"segmentation.safetensors": checksums[0]}
         # The checksums are needed anyway, so comparing them costs nothing.
-        compare_checksums(shipped, own | {"locator.safetensors": checksums[1]})
+        compare_checksums(shipped, own | {"locator.safetensors": checksums[1]}, shipped=True)
         checksum = hashlib.sha256("".join(checksums).encode()).hexdigest()
         LOG.info("network on %s, weights %s", device, checksum[:12])
         return Segmenter(model, locator, checksum)
@@ -176,6 +177,7 @@ def run_session(
     paths = SessionPaths(output_dir, group.subject, group.session)
     settle(paths)
     settings = options.that_matter()
+    as_found = {scan.path: fingerprint(scan.path) for scan in group.scans}
     basis = made_with(
         group.scans,
         __version__,
@@ -199,7 +201,7 @@ def run_session(
     )
     writer.start()
     try:
-        warnings = _make(group, writer, segmenter, options, basis)
+        warnings = _make(group, writer, segmenter, options, basis, as_found)
     finally:
         writer.discard()
     page = write_page(group, bids_dir, output_dir, options)
@@ -212,14 +214,21 @@ def _make(
     segmenter: Segmenter,
     options: Options,
     basis: dict,
+    as_found: Mapping[Path, tuple[int, ...]],
 ) -> list[str]:
-    """Segment, write, and put in place; returns the warnings."""
+    """Segment, write, and put in place; returns warnings and notes.
+
+    as_found: fingerprints of the scans from before their checksums in `basis` were taken.
+    """
     preproc = options.preproc(group)
     images = [nifti.read_scan(scan.path) for scan in group.scans]
+    if changed := _changed(as_found):
+        raise BadData(f"{changed[0]}: has changed while it was read; run again when it is complete")
     results = [_segment(image, segmenter, options) for image in images]
     alignments = [Alignment.of_the_first(), *(align(results[0], one) for one in results[1:])]
     parts = [Part(*of) for of in zip(group.scans, images, results, alignments, strict=True)]
     warnings = _warnings(parts)
+    notes = [note for part in parts for note in part.image.notes]
 
     contrasts = [next(p for p in parts if p.scan.suffix == name) for name in group.by_contrast]
     # Contrasts on one grid share one segmentation.
@@ -242,21 +251,43 @@ def _make(
     for part in parts:
         if part.alignment.accepted and part.alignment.moved_mm:
             LOG.info("%s: %s", part.scan.path.name, part.alignment.summary)
-    for warning in warnings:
-        LOG.warning("%s: %s", group.label, warning)
+    warnings += [
+        f"{path}: has changed since it was read; the results are those of what was read: run again"
+        for path in _changed(as_found)
+    ]
+    for note in (*warnings, *notes):
+        LOG.warning("%s: %s", group.label, note)
     quality = _quality(group, parts, worst(measured), warnings, writer.bids_dir)
     LOG.info("%s: quality: %s", group.label, "; ".join((quality.verdict, *quality.reasons)))
-    details = _details(group, warnings, quality, writer)
+    details = _details(group, warnings, notes, quality, writer)
     writer.finish(options_sha256(basis), {"MadeWith": basis, **details})
-    return warnings
+    return [*warnings, *notes]
+
+
+def _changed(as_found: Mapping[Path, tuple[int, ...]]) -> list[Path]:
+    """Scans that are gone or no longer as they were found."""
+    changed = []
+    for path, before in as_found.items():
+        try:
+            same = fingerprint(path) == before
+        except AppError:
+            same = False
+        if not same:
+            changed.append(path)
+    return changed
 
 
 def _details(
-    group: ScanGroup, warnings: list[str], quality: Quality, writer: SessionWriter
+    group: ScanGroup,
+    warnings: list[str],
+    notes: list[str],
+    quality: Quality,
+    writer: SessionWriter,
 ) -> dict:
     """What the record of a session tells beside its outputs."""
     return {
         "Warnings": warnings,
+        "Notes": notes,
         "Scans": [writer.uri(scan.path) for scan in group.scans],
         "LeftOut": {writer.uri(path): reason for path, reason in group.left_out},
         "Quality": quality.record(),

@@ -30,6 +30,8 @@ def explain(error: OSError, path: Path) -> AppError:
         return CannotCreate(f"{path}: no permission to write here; choose another output folder")
     if error.errno in _IN_THE_WAY:
         return CannotCreate(f"{path}: a file is in the way of a folder, or the reverse; move it")
+    if error.errno == errno.ENAMETOOLONG:
+        return CannotCreate(f"{path}: the name is too long for the file system; shorten its labels")
     reason = error.strerror or str(error)
     return StorageProblem(f"{path}: writing failed ({reason}); check the disk, then run again")
 
@@ -40,6 +42,10 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain(error, path) from error
+
+
+TEMPORARY_BYTES = 14
+"""By how much the name of a file that is being written is longer than its own."""
 
 
 @contextmanager
@@ -106,9 +112,12 @@ def remove_leftovers(folder: Path, is_own: Callable[[str], bool]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one step; errors as `atomic_file`."""
+    r"""Write UTF-8 text in one step; errors as `atomic_file`.
+
+    What Unicode cannot encode, as the bytes of a name that is no UTF-8, is written as `\udc80`.
+    """
     with atomic_file(path) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: object) -> None:

@@ -196,9 +196,9 @@ def test_table_cells(tmp_path):
     text = format_table({"a": [1, None, float("nan")], "b": [np.float32(0.5), "", 12345678.0]})
     assert text == "a\tb\n1\t0.5\nn/a\tn/a\nn/a\t12345678\n"
     assert format_table({"a": [-0.00001, 0.0]}) == "a\n0\n0\n"
-    for columns in ({"a": [1], "b": []}, {"a": ["x\ty"]}):
-        with pytest.raises(ValueError, match=r"zip|cell"):
-            format_table(columns)
+    assert format_table({"a": ["x\ty\n"]}) == "a\nx\\ty\\n\n"
+    with pytest.raises(ValueError, match="zip"):
+        format_table({"a": [1], "b": []})
     with pytest.raises(ValueError, match="descriptions"):
         write_table(tmp_path / "x.tsv", {"a": []}, {})
 

@@ -83,6 +83,20 @@ def test_a_failure_does_not_stop_the_others(tmp_path, caplog):
     assert any("2 of 3 sessions failed" in r.getMessage() for r in shown)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 4 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_says_so(tmp_path, error):
+    run_one, _ = runner({"sub-02": error})
+    assert run(GROUPS, run_one, tmp_path) == 1
+    message = statuses(tmp_path)["sub-02", "n/a"]["message"]
+    assert message.startswith("out of memory; give the job more")
+
+
 def test_stop_on_first_crash(tmp_path):
     run_one, calls = runner({"sub-01_ses-a": BadData("x")})
     assert run(GROUPS, run_one, tmp_path, stop_on_first_crash=True) == 1

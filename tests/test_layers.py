@@ -18,7 +18,9 @@ PACKAGE = ROOT / "bids_synthseg"
 # "version" stands for bids_synthseg/__init__.py.
 TIERS = (
     {"version", "errors"},
-    {"storage", "resources", "toml", "tsv"},
+    {"storage", "resources", "toml", "fields"},
+    {"reading"},
+    {"tsv"},
     {"anatomy", "claims", "cluster_file", "console"},
     {"nifti", "phantom"},
     {"synthesis", "models"},
@@ -35,9 +37,10 @@ TIERS = (
 TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 # Importing any of these must not load torch, neither itself nor through another module.
 WITHOUT_TORCH = {
-    "version", "errors", "storage", "claims", "console", "toml", "tsv", "arguments", "anatomy",
-    "nifti", "phantom", "bids", "resources", "progress", "execution", "processes",
-    "cluster_file", "dask_cluster", "demo", "evaluation", "figure", "scorecard", "levels",
+    "version", "errors", "storage", "claims", "console", "toml", "fields", "reading", "tsv",
+    "arguments", "anatomy", "nifti", "phantom", "bids", "resources", "progress", "execution",
+    "processes", "cluster_file", "dask_cluster", "demo", "evaluation", "figure", "scorecard",
+    "levels",
     "submission", "cli", "workbench", "__main__",
 }  # fmt: skip
 

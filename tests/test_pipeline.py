@@ -24,11 +24,12 @@ from bids_synthseg.bids.nibabies import view_folder
 from bids_synthseg.bids.quality import MEASURES, Quality
 from bids_synthseg.bids.query import find_scan_groups
 from bids_synthseg.bids.status import read_status
-from bids_synthseg.errors import BadData, StorageProblem, UsageProblem
+from bids_synthseg.errors import BadData, InputMissing, StorageProblem, UsageProblem
 from bids_synthseg.models.checkpoint import save_model
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
 from bids_synthseg.pipeline import Options, Segmenter, choose_device, devices, run_session
+from bids_synthseg.storage import file_sha256
 
 pytestmark = pytest.mark.usefixtures("package_log")
 
@@ -570,11 +571,14 @@ def test_warnings_name_their_file_once(session):
     data = image.get_fdata()
     data[0, 0, 0] = np.nan
     result, out = session({"T1w": nifti(data - 30, T1W_PLACE.affine)})
-    warnings = record(out)["Warnings"]
-    assert len(warnings) == 2
-    for warning in warnings:
-        assert warning.count("sub-01_T1w.nii.gz") == 1
-        assert warning in result.message
+    [warning], [note] = record(out)["Warnings"], record(out)["Notes"]
+    assert "NaN" in warning and "negative" in note
+    for said in (warning, note):
+        assert said.count("sub-01_T1w.nii.gz") == 1
+        assert said in result.message
+    # Only what asks for a look is a reason of the verdict.
+    reasons = record(out)["Quality"]["Reasons"]
+    assert warning in reasons and note not in reasons
 
 
 # Through the command: every bad input beside a good one.
@@ -683,9 +687,10 @@ def test_bad_input_fails_alone_and_odd_input_is_used_with_a_warning(tmp_path, ca
         image, source = nib.load(path), nib.load(raw / f"sub-{name}/anat/sub-{name}_T1w.nii.gz")
         assert image.affine.tobytes() == source.affine.tobytes()
         assert right_inside(np.asarray(image.dataobj), expected), name
-        warnings = record(out, f"sub-{name}")["Warnings"]
-        assert len(warnings) == (name != "good")
-        assert name == "good" or odd[name][1] in warnings[0]
+        found = record(out, f"sub-{name}")
+        said = [*found["Warnings"], *found["Notes"]]
+        assert len(said) == (name != "good")
+        assert name == "good" or odd[name][1] in said[0]
     # Once more: what is done is skipped, what failed fails again.
     assert call(raw, out, "participant", "-q") == 1
     rows = read_status(out / "logs/status.tsv")
@@ -716,6 +721,11 @@ def test_weights_are_loaded_with_their_checksum(tmp_path, monkeypatch):
         model = replace(reader(), network=UNet(small))
         save_model(tmp_path / f"{name}.safetensors", model)
     monkeypatch.setattr(pipeline, "shipped_folder", lambda: tmp_path)
+    with pytest.raises(InputMissing, match=r"SHA256SUMS: names no checksum of segm.*install"):
+        Segmenter.load(Options(device="cpu"))
+    names = ("segmentation.safetensors", "locator.safetensors")
+    lines = [f"{file_sha256(tmp_path / name)}  {name}\n" for name in names]
+    (tmp_path / "SHA256SUMS").write_text("".join(lines))
     first = Segmenter.load(Options(device="cpu"))
     again = Segmenter.load(Options(device="cpu"))
     other = Segmenter.load(Options(device="cpu", model=tmp_path / "other.safetensors"))
@@ -745,3 +755,46 @@ def test_the_hand_made_locator_is_what_the_pipeline_expects():
     networks = segmenter()
     assert networks.table == LabelTable.default()
     assert locator().head.n_channels == 2
+
+
+# Another file under the same name, while the session runs.
+
+
+def replaced(path, image):
+    """As a download does: written beside, then renamed."""
+    beside = path.with_name("new.nii.gz")
+    image.to_filename(beside)
+    beside.replace(path)
+
+
+def test_a_scan_that_changes_while_it_is_read_fails(session, tmp_path, monkeypatch):
+    path = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    read = pipeline.nifti.read_scan
+
+    def slow_read(scan_path):
+        image = read(scan_path)
+        replaced(path, scan(T2W_PLACE))
+        return image
+
+    monkeypatch.setattr("bids_synthseg.nifti.read_scan", slow_read)
+    with pytest.raises(BadData, match=r"sub-01_T1w\.nii\.gz: has changed while it was read; run"):
+        session({"T1w": scan(T1W_PLACE)})
+
+
+def test_a_scan_that_changes_before_the_end_is_said(session, tmp_path, monkeypatch):
+    path = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    merge = pipeline.write_spaces
+
+    def write_and_replace(*arguments):
+        replaced(path, scan(T2W_PLACE))
+        return merge(*arguments)
+
+    monkeypatch.setattr(pipeline, "write_spaces", write_and_replace)
+    result, out = session({"T1w": scan(T1W_PLACE)})
+    [warning] = record(out)["Warnings"]
+    assert warning.startswith(f"{path}: has changed since it was read")
+    assert warning in result.message
+    monkeypatch.setattr(pipeline, "write_spaces", merge)
+    # The record is of what was read: the new file is done anew.
+    result, _ = session({}, fresh=False)
+    assert result.status == "skipped" and "another sub-01_T1w.nii.gz" in result.message

@@ -4,6 +4,7 @@ The root files depend on the input, the data sets of derivatives named, the vers
 table alone, so that every shard of a job writes the same bytes and no order matters.
 """
 
+import errno
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from bids_synthseg.bids.query import read_description
 from bids_synthseg.bids.scans import RAW
 from bids_synthseg.bids.tables import format_table, label_table_text
 from bids_synthseg.errors import BadData, UsageProblem
-from bids_synthseg.storage import atomic_file, make_folder, write_text
+from bids_synthseg.storage import atomic_file, explain, make_folder, write_text
 
 NAME = "bids_synthseg"
 _DESCRIPTION = "dataset_description.json"
@@ -72,9 +73,23 @@ logger = logging.getLogger(__name__)
 def prepare_output(bids_dir: Path, output_dir: Path) -> Path:
     """Create the output folder; returns its absolute path.
 
+    Errors as `check_output`, and StorageProblem where it cannot be written to.
+    """
+    output = check_output(bids_dir, output_dir)
+    make_folder(output)
+    # Rights and space show only in writing.
+    with atomic_file(output / ".probe") as stream:
+        stream.write(bytes(1 << 20))
+    (output / ".probe").unlink(missing_ok=True)  # another shard may have been faster
+    return output
+
+
+def check_output(bids_dir: Path, output_dir: Path) -> Path:
+    """The absolute path of the output folder; nothing is created.
+
     Raises UsageProblem where it is the input, lies in it elsewhere than in a folder of
-    derivatives/, or holds another data set; CannotCreate or StorageProblem where it cannot be
-    written to.
+    derivatives/, or holds another data set; CannotCreate where it cannot be written to, as far as
+    rights tell.
     """
     output = Path(os.path.abspath(output_dir))
     raw = Path(bids_dir).resolve()
@@ -99,11 +114,11 @@ def prepare_output(bids_dir: Path, output_dir: Path) -> Path:
             version,
             __version__,
         )
-    make_folder(output)
-    # Rights and space show only in writing.
-    with atomic_file(output / ".probe") as stream:
-        stream.write(bytes(1 << 20))
-    (output / ".probe").unlink(missing_ok=True)  # another shard may have been faster
+    there = next(folder for folder in (output, *output.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise explain(NotADirectoryError(errno.ENOTDIR, "not a folder"), output)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise explain(PermissionError(errno.EACCES, "no permission"), output)
     return output
 
 

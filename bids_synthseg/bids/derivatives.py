@@ -5,6 +5,7 @@ those of BIDS derivatives that NiBabies reads: exactly one `space-<contrast>_des
 `desc-brain_mask` per session and contrast, and no other `dseg` without a `desc`.
 """
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.provenance import SessionRecord, bids_uri
-from bids_synthseg.bids.scans import Scan
+from bids_synthseg.bids.scans import Scan, ScanGroup
 from bids_synthseg.bids.sessions import session_label
 from bids_synthseg.bids.staging import Staging
 from bids_synthseg.bids.tables import (
@@ -24,7 +25,7 @@ from bids_synthseg.bids.tables import (
     write_table,
 )
 from bids_synthseg.nifti import Image, write_image
-from bids_synthseg.storage import remove_leftovers, write_json, write_text
+from bids_synthseg.storage import TEMPORARY_BYTES, remove_leftovers, write_json, write_text
 
 # The order in which BIDS wants entities after subject and session.
 _SCAN_ENTITIES = ("acq", "ce", "rec", "run", "echo", "part")
@@ -77,6 +78,28 @@ class SessionPaths:
             raise KeyError(f"unknown entities {sorted(unknown)}")
         pairs = [f"{key}-{entities[key]}" for key in _ENTITY_ORDER if key in entities]
         return self.anat / ("_".join([self.label, *pairs, suffix]) + extension)
+
+
+def name_problem(group: ScanGroup, output_dir: Path, per_image: bool = False) -> str | None:
+    """Why the file system cannot take the names of this session's outputs, with the one to blame.
+
+    per_image: whether the segmentation of every single scan is written as well.
+    """
+    there = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
+    longest = os.pathconf(there, "PC_NAME_MAX") - TEMPORARY_BYTES
+    paths = SessionPaths(output_dir, *group.key)
+    names = {group.label: paths.file("mask", space="T1w", desc="disagreement").name}
+    for scan in group.scans if per_image else ():
+        own = {key: scan.entities[key] for key in _SCAN_ENTITIES if key in scan.entities}
+        desc = f"native{scan.suffix}"
+        names[scan.path.name] = paths.file("dseg", **own, space="orig", desc=desc).name
+    for culprit, name in names.items():
+        if (beyond := len(os.fsencode(name)) - longest) > 0:
+            return (
+                f"{culprit}: its labels make names of outputs {beyond} characters longer than the "
+                "file system takes; shorten them"
+            )
+    return None
 
 
 def session_record(paths: SessionPaths) -> SessionRecord:

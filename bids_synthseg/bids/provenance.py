@@ -16,7 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from bids_synthseg.bids.scans import Scan
-from bids_synthseg.errors import BadData, InputMissing
+from bids_synthseg.errors import AppError, BadData
+from bids_synthseg.reading import is_there, read_head, read_json, unreadable
 from bids_synthseg.storage import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -26,18 +27,16 @@ def made_with(scans: Sequence[Scan], version: str, weights_sha256: str, options:
     """All that decides the result of a session, as plain JSON: names and checksums of the scans
     (their order is that of preference, so it counts), the version, the weights and the options.
 
-    options: plain JSON values, only those that change an output. Raises InputMissing where a scan
-    cannot be read.
+    options: plain JSON values, only those that change an output. Raises InputMissing or BadData
+    where a scan is missing, a stand-in, or cannot be read.
     """
     inputs = []
     for scan in scans:
+        read_head(scan.path)
         try:
             inputs.append([scan.path.name, file_sha256(scan.path)])
         except OSError as error:
-            raise InputMissing(
-                f"{scan.path}: cannot be read ({error.strerror}); check its rights, or fetch the "
-                "data if it is a link ('datalad get')"
-            ) from error
+            raise unreadable(error, scan.path) from error
     basis = {"Version": version, "WeightsSHA256": weights_sha256, "Options": options}
     # As it will be read again: tuples become lists.
     return json.loads(json.dumps({"Inputs": inputs, **basis}))
@@ -96,10 +95,10 @@ class SessionRecord:
         """What the record holds; {} where there is none, or, with a warning, none that this App
         could have written."""
         try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, RecursionError) as error:
+            if not is_there(self.path):
+                return {}
+            record = read_json(self.path)
+        except AppError as error:
             reason = str(error)
         else:
             if not (reason := _odd(record)):
