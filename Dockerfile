@@ -19,6 +19,7 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constr
 
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/venv /opt/venv
+COPY LICENSE NOTICE /usr/share/doc/bids_synthseg/
 # The App runs as any user, without a home, on a read-only root: all that is written goes to /tmp.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

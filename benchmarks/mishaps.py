@@ -21,10 +21,10 @@ from scipy.spatial.transform import Rotation
 from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.bids.derivatives import SessionPaths
 from bids_synthseg.bids.quality import Quality
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.evaluation import evaluate, mean
 from bids_synthseg.figure import write_mosaic
 from bids_synthseg.nifti import new_image, read_labels, read_scan, write_image
+from bids_synthseg.reading import read_object
 from bids_synthseg.storage import make_folder, write_text
 
 TURN_DEG = 40.0

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bids_synthseg.bids.status import read_status
 from bids_synthseg.resources import available_cpus
-from bids_synthseg.status import read_status
 
 APP = [sys.executable, "-m", "bids_synthseg"]
 PERIOD_S = 0.2

@@ -1,6 +1,5 @@
 """What the words after an option mean: contrasts, NAME=PATH pairs, filter files, parts of a job."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from bids_synthseg.bids.scans import CONTRASTS
-from bids_synthseg.errors import InputMissing, UsageProblem
+from bids_synthseg.errors import BadData, InputMissing, UsageProblem
+from bids_synthseg.reading import is_there, read_json
 
 Unit = TypeVar("Unit")
 
@@ -82,12 +82,12 @@ def read_filters(path: Path | None) -> dict[str, dict] | None:
     """The filter file: {"t1w": {entity: value, ...}, "t2w": {...}}; keys of others are ignored."""
     if path is None:
         return None
-    if not path.is_file():
+    if not is_there(path):
         raise InputMissing(f"{path}: no such filter file; check --bids-filter-file")
     try:
-        filters = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageProblem(f"{path}: the filter file is not JSON ({error}); mend it") from error
+        filters = read_json(path)
+    except BadData as error:
+        raise UsageProblem(str(error)) from error
     if not isinstance(filters, dict) or not all(isinstance(v, dict) for v in filters.values()):
         raise UsageProblem(f'{path}: write the filters as {{"t1w": {{...}}, "t2w": {{...}}}}')
     return filters

@@ -51,6 +51,7 @@ _FOR_SEGMENTING = {
     "save_per_image": "--save-per-image",
     "write_preproc": "--write-preproc",
     "overwrite": "--overwrite",
+    "redo_changed": "--redo-changed",
     "viewer": "--viewer",
     "reports_only": "--reports-only",
     "num_parts": "--num-parts",
@@ -70,7 +71,8 @@ _NOT_FOR_GROUP = {**_FOR_BOTH, "train": "--train", **_FOR_TRAINING, **_FOR_SEGME
 EPILOG = (
     "Exit codes: 0 all done, 1 a session failed, 17 unknown level, 18 nothing selected, 64 usage, "
     "65 bad data, 66 input missing, 73 cannot create output, 74 disk trouble, "
-    "75 busy: try again later, 130 interrupted, 143 ended by SIGTERM. "
+    "75 busy: try again later, 130 interrupted, 143 ended by SIGTERM, "
+    "SIGHUP or SIGUSR1. "
     "Research use only; not a medical device."
 )
 
@@ -127,7 +129,7 @@ EPILOG = (
               help="Memory in all; fewer sessions at a time where it does not suffice.  "
                    "[default: what the job or container allows]")
 @click.option("--dask-scheduler", metavar="ADDRESS",
-              help="Have the workers of this Dask scheduler (tcp://HOST:PORT) do the sessions.")
+              help="Have the workers of this Dask scheduler (tls://HOST:PORT) do the sessions.")
 @click.option("--dask-cluster", type=click.Path(path_type=Path), metavar="TOML",
               help="Start Dask workers on SLURM, PBS, SGE or LSF and have them do the sessions.")
 @click.option("--save-posteriors", type=click.Choice(["none", "tissue", "all"]),
@@ -144,6 +146,9 @@ EPILOG = (
 @click.option("--reports-only", is_flag=True,
               help="Make the reports anew from what is in OUTPUT_DIR; segment nothing.")
 @click.option("--overwrite", is_flag=True, help="Do again what is already done.")
+@click.option("--redo-changed", is_flag=True,
+              help="Do again what was done with another input, version, model or option; else it "
+                   "stays, and what differs is said.")
 @click.option("--stop-on-first-crash", is_flag=True, help="Stop when a session fails.")
 @click.option("-w", "--work-dir", type=click.Path(path_type=Path), metavar="DIR",
               help="Accepted for other tools' sake: nothing is written but results.")
@@ -166,7 +171,8 @@ EPILOG = (
               help="Training: stop after so many minutes, with a checkpoint.")
 @click.option("--checkpoint-piece-mib", type=click.IntRange(min=1), metavar="N",
               help="Training: write checkpoints in pieces of at most N MiB.")
-@click.option("--random-seed", type=int, metavar="N", help="Training: seed of every random draw.")
+@click.option("--random-seed", type=click.IntRange(0, 2**63 - 1), metavar="N",
+              help="Training: seed of every random draw.")
 @click.option("--resume", is_flag=True,
               help="Training: fail where there is no checkpoint to go on from.")
 # The rest

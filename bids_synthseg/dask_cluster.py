@@ -17,18 +17,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_synthseg import __version__
 from bids_synthseg.bids.scans import ScanGroup
+from bids_synthseg.bids.status import one_line
+from bids_synthseg.cluster_file import CLUSTERS, GPU_RESOURCE, ClusterFile, need
 from bids_synthseg.errors import InputMissing, TryAgainLater, UsageProblem
 from bids_synthseg.execution import Engine, Events, Outcome, attempt
-from bids_synthseg.status import one_line
-from bids_synthseg.toml import parse_toml
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -48,91 +47,20 @@ CONNECT_S = 20.0
 """Time to reach a scheduler in."""
 POLL_S = 0.5
 """Between two looks at what has ended; a session takes many times as long."""
-CLUSTERS = {
-    "slurm": "SLURMCluster",
-    "pbs": "PBSCluster",
-    "sge": "SGECluster",
-    "lsf": "LSFCluster",
-    "local": "LocalCluster",
-}
-_OWN_KEYS = (("type", ""), ("jobs", 1), ("gpus", False))  # with their defaults
-_GPU = {"GPU": 1}
 _LOST = "the Dask scheduler has gone; start it and run again: what is done stays"
 # A worker with several threads would take several sessions at once: their logs would mix and their
 # networks share the memory.
 _ONE_AT_A_TIME = threading.Lock()
 
 
-@dataclass(frozen=True)
-class ClusterFile:
-    """What the table [cluster] of a TOML file asks for.
-
-    kind: key of CLUSTERS; jobs: worker jobs, at most; gpus: every job has one GPU; settings: all
-    other keys, for the class in CLUSTERS.
-    """
-
-    path: Path
-    kind: str
-    jobs: int
-    gpus: bool
-    settings: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        if self.kind not in tuple(CLUSTERS):  # a list is no key
-            kinds = ", ".join(CLUSTERS)
-            raise UsageProblem(
-                f"{self.path}: type = {self.kind!r} is not known; use one of {kinds}"
-            )
-        if type(self.jobs) is not int or self.jobs < 1:
-            raise UsageProblem(f"{self.path}: jobs must be a whole number from 1")
-        if type(self.gpus) is not bool:
-            raise UsageProblem(f"{self.path}: gpus must be true or false")
-        if self.gpus and self.kind == "local":
-            raise UsageProblem(f"{self.path}: for GPUs of this machine use --device cuda --n-procs")
-        if self.gpus and self.settings.get("processes", 1) != 1:
-            raise UsageProblem(f"{self.path}: with gpus leave out processes, and raise jobs")
-
-    @staticmethod
-    def read(path: Path) -> "ClusterFile":
-        """Raises InputMissing where there is no such file, UsageProblem for what it says."""
-        try:
-            content = parse_toml(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputMissing(f"{path}: {error.strerror}; check --dask-cluster") from error
-        except ValueError as error:
-            raise UsageProblem(f"{path}: not TOML ({error}); correct the file") from error
-        table = content.get("cluster")
-        if not isinstance(table, dict):
-            raise UsageProblem(f"{path}: has no table [cluster]; see docs/dask.md")
-        settings = dict(table)
-        kind, jobs, gpus = (settings.pop(*of) for of in _OWN_KEYS)
-        return ClusterFile(path, kind, jobs, gpus, settings)
-
-    def keywords(self, n_jobs: int, logs: Path) -> dict[str, Any]:
-        """Arguments of the class: the file's own keys before what is the better default here."""
-        if self.kind == "local":
-            defaults = {"n_workers": n_jobs, "dashboard_address": ":0"}
-            return {**defaults, **self.settings}
-        # One session at a time in a job, with all its cores; its log where the others are.
-        defaults = {"processes": 1, "job_name": "bids_synthseg", "log_directory": str(logs)}
-        given = dict(self.settings)
-        words = [*given.pop("worker_extra_args", []), "--no-dashboard"]
-        if self.gpus:
-            words += ["--resources", ",".join(f"{name}={count}" for name, count in _GPU.items())]
-        # No web page, on no fixed port: another run may be going on on this login node.
-        scheduler = {"dashboard": False, "dashboard_address": ":0"}
-        scheduler |= given.pop("scheduler_options", {})
-        return {**defaults, **given, "worker_extra_args": words, "scheduler_options": scheduler}
-
-
 def on_scheduler(address: str, work: "Work", logs: Path) -> Engine:
-    """An engine on all workers of the scheduler at `address` (tcp://HOST:PORT).
+    """An engine on all workers of the scheduler at `address` (tls://HOST:PORT, tcp://HOST:PORT).
 
     Sessions that have begun when it is closed run to their end on those workers, which are others'
     to stop. Raises UsageProblem without Dask; the engine raises TryAgainLater where the scheduler
     cannot be reached, or is lost.
     """
-    _need("distributed")
+    need("distributed")
 
     def engine(groups: Sequence[ScanGroup]) -> Events:
         with _client(address) as client:
@@ -148,24 +76,17 @@ def on_cluster(toml: Path, work: "Work", logs: Path) -> Engine:
     engine does so where the cluster cannot be set up, and TryAgainLater where its queue refuses.
     """
     file = ClusterFile.read(toml)
-    _need("distributed" if file.kind == "local" else "dask_jobqueue")
+    need("distributed" if file.kind == "local" else "dask_jobqueue")
     work = work.with_device("cuda") if file.gpus else work
 
     def engine(groups: Sequence[ScanGroup]) -> Events:
         n_jobs = min(file.jobs, max(1, len(groups)))
         with _cluster(file, n_jobs, logs) as cluster, _client(cluster) as client:
             keep_jobs = partial(_ask_for_jobs, cluster, file, n_jobs)
-            resources = _GPU if file.gpus else {}
+            resources = GPU_RESOURCE if file.gpus else {}
             yield from _hand_out(client, groups, work, logs, resources, keep_jobs)
 
     return engine
-
-
-def _need(package: str) -> None:
-    if find_spec(package) is None:
-        raise UsageProblem(
-            f"{package}: not installed; pip install 'bids_synthseg[dask]' here and on the workers"
-        )
 
 
 @contextmanager
@@ -177,6 +98,11 @@ def _client(target: Any) -> "Iterator[Client]":
         client = Client(target, timeout=CONNECT_S, set_as_default=False)
     except ValueError as error:
         raise UsageProblem(f"--dask-scheduler {target}: {error}; write tcp://HOST:PORT") from error
+    except TypeError as error:  # Dask's way to say that there is no certificate
+        raise UsageProblem(
+            f"--dask-scheduler {target}: no certificates for TLS in Dask's configuration; set "
+            "distributed.comm.tls (see docs/dask.md)"
+        ) from error
     except OSError as error:
         raise TryAgainLater(
             f"{target}: no Dask scheduler answers there; start it, or correct --dask-scheduler"

@@ -5,7 +5,6 @@ brain-extracted. `sub-infant` is the phantom of a newborn, T1w and T2w, whose la
 lie under derivatives/reference.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ from bids_synthseg import __version__
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.volume import Grid, Volume
 from bids_synthseg.bids.tables import format_table, label_table_text
-from bids_synthseg.errors import CannotCreate, UsageProblem
+from bids_synthseg.errors import AppError, CannotCreate, UsageProblem
 from bids_synthseg.nifti import Image, new_image, write_image
 from bids_synthseg.phantom import CONTRASTS, SHAPE, phantom_image, phantom_labels
+from bids_synthseg.reading import read_object
 from bids_synthseg.storage import write_json, write_text
 
 NAME = "bids_synthseg demo"
@@ -101,9 +101,8 @@ def _check_folder(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        description = json.loads((folder / "dataset_description.json").read_text("utf-8"))
-        ours = description["Name"] == NAME
-    except (OSError, ValueError, TypeError, KeyError):
+        ours = read_object(folder / "dataset_description.json").get("Name") == NAME
+    except AppError:
         ours = False
     if not ours:
         raise CannotCreate(f"{folder}: is not empty and holds no demo; choose a new folder")

@@ -8,9 +8,11 @@ edited, each holds for its own space. The network does not run again.
 
 What it had said of the spaces concerned is removed: its own finer labels, probabilities, and maps
 and tables of how sure it was, as they contradict the edited map. Scans alone (`space-orig`),
-preprocessed images and transforms stay. A later run without the edits segments the session anew.
+preprocessed images and transforms stay. An edit that is new or has changed is always taken over; a
+later run without the edits leaves the session as it is, and segments it anew with --redo-changed.
 """
 
+import fnmatch
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,16 +29,23 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.metrics import table_volumes_mm3
 from bids_synthseg.anatomy.volume import Grid, Volume
 from bids_synthseg.bids.ages import read_ages
-from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, Space
+from bids_synthseg.bids.derivatives import (
+    SessionPaths,
+    SessionWriter,
+    Space,
+    session_record,
+    settle,
+)
 from bids_synthseg.bids.derived import EDITS
+from bids_synthseg.bids.folders import names_in
 from bids_synthseg.bids.growth import age_measures
-from bids_synthseg.bids.provenance import SessionRecord, resolve_uri, session_signature
+from bids_synthseg.bids.provenance import made_with, options_sha256, resolve_uri
 from bids_synthseg.bids.quality import Quality, judge
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.scans import CONTRASTS, Scan, ScanGroup
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.errors import BadData, InputMissing, NothingSelected, UsageProblem
 from bids_synthseg.pipeline import Options, Segmenter, SessionResult, run_session, write_page
+from bids_synthseg.reading import read_object
 from bids_synthseg.segmentation.align import transform_of
 
 _LARGEST_ID = 255
@@ -85,8 +94,8 @@ def find_edits(
     found = {}
     for group in groups:
         anat = SessionPaths(edits_dir, *group.key).anat
-        if maps := sorted(anat.glob("sub-*_desc-aseg_dseg.nii*")):
-            found[group.key] = tuple(maps)
+        if names := fnmatch.filter(names_in(anat), "sub-*_desc-aseg_dseg.nii*"):
+            found[group.key] = tuple(anat / name for name in names)
     if not found:
         raise NothingSelected(
             f"{edits_dir}: no edited segmentation of the sessions selected; put it where the "
@@ -111,23 +120,30 @@ def run_edited(
     """
     start = time.monotonic()
     paths = SessionPaths(output_dir, *group.key)
-    record = SessionRecord(paths.record, output_dir)
+    settle(paths)
+    record = session_record(paths)
     if record.finished_with() is None:
         run_session(group, bids_dir, output_dir, segmenter, options)
     spaces = _earlier(paths, bids_dir, options.derivatives)
     maps = _by_space(group, edited, spaces)
     first = spaces[next(iter(maps))]
     files = [*maps.values(), *(space.reference for space in spaces.values())]
-    signature = session_signature(
+    basis = made_with(
         [Scan.from_path(path) for path in files],
         __version__,
         first.weights_sha256,
         {"edited": list(maps)},
     )
-    if not options.overwrite and record.finished_with() == signature:
-        if not paths.report.exists():
-            write_page(group, bids_dir, output_dir, options)
-        return SessionResult("skipped", time.monotonic() - start, "already done")
+    edits = basis["Inputs"][: len(maps)]
+    before = record.read().get("MadeWith", {}).get("Inputs", [])
+    reason = record.reason_to_skip(
+        basis,
+        overwrite=options.overwrite,
+        redo_changed=options.redo_changed or before[: len(maps)] != edits,
+    )
+    if reason:
+        page = [] if paths.report.exists() else write_page(group, bids_dir, output_dir, options)
+        return SessionResult("skipped", time.monotonic() - start, "; ".join([reason, *page]))
 
     table = LabelTable.default().fold("aseg")[0]
     scans = {name: nifti.read_scan(space.reference) for name, space in spaces.items()}
@@ -143,19 +159,24 @@ def run_edited(
     redone = {brain.space.contrast for brain in brains}
     outputs = [output_dir / name for name in earlier["Outputs"]]
     writer.start(keep=[p for p in outputs if Scan.from_path(p).entities.get("space") not in redone])
-    measures = [_write_space(writer, brain, table) for brain in brains]
-    for warning in warnings:
-        LOG.warning("%s: %s", group.label, warning)
-    details = {
-        "Warnings": warnings,
-        "Scans": earlier.get("Scans", []),
-        "LeftOut": earlier.get("LeftOut", {}),
-        "Edited": {name: writer.uri(path) for name, path in maps.items()},
-        "Quality": _quality(group, bids_dir, earlier, measures[0], warnings).record(),
-    }
-    writer.finish(signature, details)
-    write_page(group, bids_dir, output_dir, options)
-    return SessionResult("done", time.monotonic() - start, "; ".join(warnings))
+    try:
+        measures = [_write_space(writer, brain, table) for brain in brains]
+        for warning in warnings:
+            LOG.warning("%s: %s", group.label, warning)
+        details = {
+            "MadeWith": basis,
+            "Warnings": warnings,
+            "Notes": [note for scan in scans.values() for note in scan.notes],
+            "Scans": earlier.get("Scans", []),
+            "LeftOut": earlier.get("LeftOut", {}),
+            "Edited": {name: writer.uri(path) for name, path in maps.items()},
+            "Quality": _quality(group, bids_dir, earlier, measures[0], warnings).record(),
+        }
+        writer.finish(options_sha256(basis), details)
+    finally:
+        writer.discard()
+    page = write_page(group, bids_dir, output_dir, options)
+    return SessionResult("done", time.monotonic() - start, "; ".join([*warnings, *page]))
 
 
 def _earlier(paths: SessionPaths, bids_dir: Path, links: Mapping[str, Path]) -> dict[str, Earlier]:
@@ -166,7 +187,9 @@ def _earlier(paths: SessionPaths, bids_dir: Path, links: Mapping[str, Path]) -> 
         if not (about := read_object(sidecar)):
             continue
         try:
-            reference = resolve_uri(about["SpatialReference"], bids_dir, paths.output_dir, links)
+            reference = resolve_uri(
+                str(about["SpatialReference"]), bids_dir, paths.output_dir, links
+            )
             found[contrast] = Earlier(reference, about["ConfigSHA256"], about["WeightsSHA256"])
         except KeyError as error:
             raise BadData(f"{sidecar}: has no {error}; run the session with --overwrite") from error

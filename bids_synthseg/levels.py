@@ -29,7 +29,7 @@ LOG = logging.getLogger(__name__)
 
 def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
     """Level participant: segment every selected session; returns the exit code."""
-    from bids_synthseg.bids.plan import plan_summary, plan_text
+    from bids_synthseg.bids.plan import plan_text
     from bids_synthseg.bids.query import find_scan_groups
 
     # Sessions may be done by processes elsewhere.
@@ -46,17 +46,22 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         quality_column=given["quality_column"],
         derivatives=named,
     )
+    groups = [_nameable(group, output_dir.absolute(), given) for group in groups]
     part = part_of(given["num_parts"], given["part_id"])
     mine = part.share(groups) if part else groups
-    if given["dry_run"]:
-        click.echo(plan_text(mine, bids_dir), nl=False)
-        click.echo(plan_summary(mine), err=True)  # the table alone can go into a file
-        return 0
 
-    from bids_synthseg.bids.dataset import prepare_output, write_dataset_files
+    from bids_synthseg.bids.dataset import check_output, prepare_output, write_dataset_files
     from bids_synthseg.bids.derived import EDITS
     from bids_synthseg.bids.methods import write_run_files
+    from bids_synthseg.bids.tidying import at_work
     from bids_synthseg.edits import find_edits
+
+    if given["dry_run"]:
+        output_dir = check_output(bids_dir, output_dir)
+        if EDITS in named:
+            find_edits(named[EDITS], groups, output_dir)
+        return _dry_run(mine, bids_dir, given)
+
     from bids_synthseg.execution import run_sessions
     from bids_synthseg.pipeline import Options, methods_of
     from bids_synthseg.resources import available_cpus
@@ -73,25 +78,57 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         model=given["model"] and given["model"].absolute(),
         all_scans=given["all_scans"],
         overwrite=given["overwrite"],
+        redo_changed=given["redo_changed"],
         viewer=given["viewer"] or "niivue",
         derivatives=named,
         # Dask's workers have been given CPUs of their own.
         n_cpus=given["n_cpus"] or (None if on_dask else available_cpus()),
     )
     output_dir = prepare_output(bids_dir, output_dir)
-    edited = find_edits(named[EDITS], groups, output_dir) if EDITS in named else {}
-    work, engine = _engine(Work(bids_dir, output_dir, options, edited), mine, given)
-    segmenter = work.segmenter
-    write_dataset_files(bids_dir, output_dir, segmenter.table, named)
-    tables = {"command_line": given, "segmentation": vars(options)}
-    # Plan and methods text tell of the whole, so that all parts of a job write the same.
-    methods = methods_of(groups, segmenter, options)
-    write_run_files(output_dir, methods, tables, sys.argv, part and part.number)
-    write_text(output_dir / "logs" / "plan.tsv", plan_text(groups, bids_dir))
-    stop = given["stop_on_first_crash"]
-    return run_sessions(
-        mine, engine, output_dir, stop_on_first_crash=stop, part=part and part.number
-    )
+    with at_work(output_dir):
+        edited = find_edits(named[EDITS], groups, output_dir) if EDITS in named else {}
+        work, engine = _engine(Work(bids_dir, output_dir, options, edited), mine, given)
+        segmenter = work.segmenter
+        write_dataset_files(bids_dir, output_dir, segmenter.table, named)
+        tables = {"command_line": given, "segmentation": vars(options)}
+        # Plan and methods text tell of the whole, so that all parts of a job write the same.
+        methods = methods_of(groups, segmenter, options)
+        write_run_files(output_dir, methods, tables, sys.argv, part and part.number)
+        write_text(output_dir / "logs" / "plan.tsv", plan_text(groups, bids_dir))
+        stop = given["stop_on_first_crash"]
+        return run_sessions(
+            mine, engine, output_dir, stop_on_first_crash=stop, part=part and part.number
+        )
+
+
+def _nameable(group: "ScanGroup", output_dir: Path, given: dict[str, Any]) -> "ScanGroup":
+    """The session, with its problem where the file system cannot take the names of its outputs."""
+    from bids_synthseg.bids.derivatives import name_problem
+
+    problem = group.problem or name_problem(group, output_dir, given["save_per_image"])
+    return replace(group, problem=problem) if problem else group
+
+
+def _dry_run(groups: "Sequence[ScanGroup]", bids_dir: Path, given: dict[str, Any]) -> int:
+    """Print what would be done; raises what the run would raise before its first session."""
+    from bids_synthseg.bids.plan import checked, plan_summary, plan_text
+    from bids_synthseg.execution import memory_problem
+    from bids_synthseg.models.checkpoint import load_model
+    from bids_synthseg.pipeline import devices
+
+    if not (given["dask_scheduler"] or given["dask_cluster"]):
+        devices(given["device"])
+    if given["model"]:
+        load_model(given["model"])
+    groups = [checked(group) for group in groups]
+    if limit_gb := given["mem_gb"]:
+        groups = [
+            replace(group, problem=group.problem or memory_problem(group, limit_gb))
+            for group in groups
+        ]
+    click.echo(plan_text(groups, bids_dir), nl=False)
+    click.echo(plan_summary(groups), err=True)  # the table alone can go into a file
+    return 0
 
 
 def _engine(

@@ -6,44 +6,64 @@ the affine is equal to the last bit.
 """
 
 import gzip
+import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from bids_synthseg.anatomy.label_maps import is_label_map
+from bids_synthseg.anatomy.placement import MM_PER_UNIT, placement_of
 from bids_synthseg.anatomy.volume import Grid, Volume
-from bids_synthseg.errors import BadData, InputMissing
+from bids_synthseg.errors import BadData
+from bids_synthseg.reading import read_head, unreadable
 from bids_synthseg.storage import atomic_file
 
 # Header fields that place voxels in the world; nothing else of the input's header is handed on.
-_GEOMETRY = (
-    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
-    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
-)  # fmt: skip
-_MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
-_PLAUSIBLE_VOXEL_MM = (0.1, 10.0)
-# A label map repeats few whole numbers over large regions; a scan has noise.
-_LABELS_AT_MOST = 64
-_FLAT_SHARE = 0.6
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
+_FIELDS_OF = {
+    "qform": ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+              "qoffset_z"),
+    "sform": ("sform_code", "srow_x", "srow_y", "srow_z"),
+}  # fmt: skip
+_LAST_FORM_CODE = 5
+_HEADER_BYTES = (348, 540)
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What a header says of a scan that can be read.
+
+    grid: in mm; header: in order; dtype: of the voxels, which begin at byte `offset`; notes: what
+    was not used, or assumed; warnings: what contradicts and asks for a look.
+    """
+
+    grid: Grid
+    header: nib.Nifti1Header
+    dtype: np.dtype
+    offset: int
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Image:
     """A NIfTI file in memory.
 
-    volume: data (X, Y, Z) on the grid in mm; header: the file's own; warnings: what was odd about
-    it and what was done.
+    volume: data (X, Y, Z) on the grid in mm; header: the file's own, in order; warnings: what asks
+    for a look; notes: what was odd about it, and harmless.
     """
 
     volume: Volume
     header: nib.Nifti1Header
     path: Path
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_scan(path: Path) -> Image:
@@ -52,7 +72,8 @@ def read_scan(path: Path) -> Image:
     Raises InputMissing where there is no file, BadData where it cannot be segmented: unreadable,
     not one 3D volume, no orientation, complex or colour voxels, constant, or a label map.
     """
-    data, grid, header, warnings = _read(path, np.float32)
+    data, found = _read(path, np.float32)
+    warnings, notes = list(found.warnings), list(found.notes)
     bad = int(data.size - np.isfinite(data).sum())
     if bad == data.size:
         raise BadData(f"{path}: no voxel is a finite number; convert the scan again from DICOM")
@@ -63,23 +84,23 @@ def read_scan(path: Path) -> Image:
     if low == high:
         what = "all voxels are 0" if low == 0 else f"all voxels have the same value ({low:g})"
         raise BadData(f"{path}: {what}; replace the file or exclude it with a filter")
-    if _is_label_map(data):
+    if is_label_map(data):
         raise BadData(f"{path}: this is a label map, not a scan; give the T1w or T2w image itself")
     if low < 0:
-        warnings.append(f"{path}: negative intensities, down to {low:g}; used as they are")
-    return Image(Volume(data, grid), header, path, tuple(warnings))
+        notes.append(f"{path}: negative intensities, down to {low:g}; used as they are")
+    return Image(Volume(data, found.grid), found.header, path, tuple(warnings), tuple(notes))
 
 
 def read_labels(path: Path) -> Image:
     """Read a label map as int32. Raises InputMissing, or BadData as `read_scan` and where a value
     is not a whole number."""
     # Not as float32: that cannot hold every id of a large parcellation.
-    data, grid, header, warnings = _read(path, None)
+    data, found = _read(path, None)
     with np.errstate(invalid="ignore"):  # NaN is found by the comparison
         labels = data.astype(np.int32)
     if not np.can_cast(data.dtype, np.int32) and not np.array_equal(labels, data):
         raise BadData(f"{path}: values are not whole numbers; give a label map, not an image")
-    return Image(Volume(labels, grid), header, path, tuple(warnings))
+    return Image(Volume(labels, found.grid), found.header, path, found.warnings, found.notes)
 
 
 def new_image(volume: Volume, path: Path) -> Image:
@@ -129,158 +150,168 @@ def write_image(
             image.to_stream(packed)
 
 
-def _read(path: Path, dtype: type | None) -> tuple[np.ndarray, Grid, nib.Nifti1Header, list[str]]:
-    """Data (X, Y, Z), grid in mm, header and warnings. Without a dtype the numbers are as they
-    stand in the file, but in float64 where the header has them scaled."""
-    _check_file(path)
-    try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Image):
-            raise BadData(f"{path}: not a NIfTI file; convert it, for instance with mri_convert")
-        shape = _check_shape(path, image)
-        header = image.header.copy()
-        grid, warnings = _check_geometry(path, header, image.affine, shape)
+def read_geometry(path: Path) -> Geometry:
+    """All that the header alone says; errors as `read_scan`, for faults of header and file."""
+    with _opened(path) as stream:
+        return _geometry(path, _header(path, stream))
+
+
+def _read(path: Path, dtype: type | None) -> tuple[np.ndarray, Geometry]:
+    """Data (X, Y, Z), and what the header says. Without a dtype the numbers are as they stand in
+    the file, but in float64 where the header has them scaled."""
+    with _opened(path) as stream:
+        header = _header(path, stream)
+        found = _geometry(path, header)
+        scaling = tuple(float(header[field]) for field in ("scl_slope", "scl_inter"))
+        slope, inter = (1.0, 0.0) if 0 in scaling[:1] else scaling
+        spec = (found.grid.shape, header.get_data_dtype(), found.offset, slope, inter)
+        proxy = nib.arrayproxy.ArrayProxy(stream, spec, mmap=False)
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and reported as such
-            if dtype is None:
-                data = np.asanyarray(image.dataobj)
-            else:
-                data = image.get_fdata(dtype=dtype, caching="unchanged")
-    except MemoryError as error:
-        raise BadData(f"{path}: too large for the memory; its header may be damaged") from error
-    except _UNREADABLE as error:
-        raise BadData(f"{path}: truncated or damaged; copy or convert the file again") from error
-    if len(image.shape) > 3:
-        warnings.append(f"{path}: 4D with one volume; read as 3D")
-    return data.reshape(shape), grid, header, warnings
+            data = np.asanyarray(proxy, dtype=dtype)
+        # To the end of the archive, where its checksum stands.
+        while stream.read(1 << 20):
+            pass
+    return data, found
 
 
-def _check_file(path: Path) -> None:
-    """Everything that can be said before the header is read."""
-    if path.is_symlink() and not path.exists():
-        raise InputMissing(f"{path}: the link leads nowhere; fetch the data ('datalad get')")
-    if not path.is_file():
-        raise InputMissing(f"{path}: no such file; check the path")
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(2)
-    except OSError as error:
-        raise BadData(f"{path}: cannot be opened ({error.strerror}); check its rights") from error
-    if not start:
-        raise BadData(f"{path}: the file is empty (0 bytes); copy or convert it again")
-    zipped = start == b"\x1f\x8b"
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedIOBase]:
+    """The unpacked bytes of a file, whose faults become one line meanwhile.
+
+    Not nibabel's own opener: with indexed_gzip installed that compares no checksums.
+    """
+    zipped = read_head(path)[:2] == b"\x1f\x8b"
     if zipped != (path.suffix == ".gz"):
         cure = "rename it to .nii.gz" if zipped else "compress it with gzip or rename it to .nii"
         state = "compressed" if zipped else "not gzip data"
         raise BadData(f"{path}: {state}, other than its name says; {cure}")
-
-
-def _check_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, int, int]:
-    """The shape of the one volume of numbers that there must be."""
-    kind = image.get_data_dtype()
-    if kind.fields is not None or kind.kind not in "iuf":
-        what = "complex" if kind.kind == "c" else "colour (RGB)"
-        raise BadData(f"{path}: voxels are {what}; give the magnitude image in shades of grey")
-    if min(image.shape, default=0) < 1:
-        raise BadData(f"{path}: the image has no voxels; convert the scan again from DICOM")
-    if len(image.shape) < 3 or min(image.shape[:3]) == 1:
-        raise BadData(f"{path}: 2D (a single slice); give a 3D volume")
-    volumes = int(np.prod(image.shape[3:], dtype=np.int64))
-    if volumes > 1:
-        raise BadData(f"{path}: 4D with {volumes} volumes; give one 3D volume (extract or average)")
-    x, y, z = image.shape[:3]
-    return x, y, z
-
-
-def _check_geometry(
-    path: Path, header: nib.Nifti1Header, affine: np.ndarray, shape: tuple[int, int, int]
-) -> tuple[Grid, list[str]]:
-    """The grid in mm, and what is odd about it. nibabel's affine is the sform, else the qform."""
-    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
-    if qform is None and sform is None:
+    try:
+        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) if zipped else raw as stream:
+            yield stream
+    except MemoryError as error:
         raise BadData(
-            f"{path}: qform and sform are both 0, left and right are unknown; "
-            "set one from the scanner's data (convert again from DICOM)"
-        )
+            f"{path}: too large for the memory; give it more, or a coarser scan"
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        if "CRC" in str(error):
+            raise BadData(f"{path}: damaged, its checksum is wrong; copy it again") from error
+        raise BadData(f"{path}: truncated or damaged; copy or convert the file again") from error
+    except OSError as error:
+        if error.errno is None:  # nibabel's own: fewer bytes than the header says
+            raise BadData(f"{path}: truncated; copy or convert the file again") from error
+        raise unreadable(error, path) from error
+
+
+def _header(path: Path, stream: BufferedIOBase) -> nib.Nifti1Header:
+    """The header as it stands in the file; BadData for none, or one that describes no data."""
+    block = stream.read(_HEADER_BYTES[1])
+    size = {int.from_bytes(block[:4], order) for order in ("little", "big")}
+    kind = nib.Nifti2Header if _HEADER_BYTES[1] in size else nib.Nifti1Header
+    n_bytes = kind.template_dtype.itemsize
+    if len(block) < n_bytes:
+        raise BadData(f"{path}: truncated or damaged; copy or convert the file again")
+    header = kind(block[:n_bytes], check=False)
+    if n_bytes not in size or header["magic"].item().rstrip(b"\0")[:2] != b"n+":
+        raise BadData(f"{path}: not a NIfTI file, or damaged; convert it again, for instance with "
+                      "dcm2niix or mri_convert")  # fmt: skip
+    return header
+
+
+def _geometry(path: Path, header: nib.Nifti1Header) -> Geometry:
+    """What the header says; it is put in order: fields that are not valid are unset."""
+    shape, dtype = _check_shape(path, header), _check_type(path, header)
+    offset = float(header["vox_offset"])
+    first = header.single_vox_offset if offset == 0 else offset
+    # Nothing packs better than 1032 to 1, so that a header cannot ask for any memory it likes.
+    room = path.stat().st_size * (1032 if path.suffix == ".gz" else 1)
+    if not header.single_vox_offset <= first <= room - math.prod(shape) * dtype.itemsize:
+        raise BadData(f"{path}: truncated, or its header is damaged; copy or convert it again")
+    pixdim = header["pixdim"][1:4].copy()
+    header["pixdim"][1:4] = np.where(np.isfinite(pixdim) & (pixdim != 0), np.abs(pixdim), 1)
+    if header["pixdim"][0] not in (-1, 1):
+        header["pixdim"][0] = 1
+    unit = int(header["xyzt_units"]) & 7
+    notes = []
+    for field in ("qform_code", "sform_code"):
+        if (code := int(header[field])) > _LAST_FORM_CODE:
+            notes.append(f"{field} has the unknown value {code}; taken as the scanner's space")
+            header[field] = 1
     try:
-        raw = Grid(shape, affine)
+        sform = header.get_sform() if header["sform_code"] > 0 else None
+        qform = _qform(header) if header["qform_code"] > 0 else None
+        placement = placement_of(shape, sform, qform, pixdim, unit)
     except ValueError as error:
-        raise BadData(f"{path}: {error}; convert the scan again from DICOM") from error
-    warnings = []
-    if qform is not None and sform is not None and _in_conflict(qform, sform, raw):
-        warnings.append(f"{path}: qform and sform are in conflict; the sform was used")
-    scale, note = _mm_per_unit(header.get_xyzt_units()[0], raw.voxel_size_mm)
-    if note:
-        warnings.append(f"{path}: {note}")
-    grid = Grid(shape, np.diag([scale, scale, scale, 1.0]) @ affine)
-    if not _plausible(grid.voxel_size_mm):
-        size = " x ".join(f"{side:.3g}" for side in grid.voxel_size_mm)
-        warnings.append(f"{path}: implausible voxel size of {size} mm; check the header")
-    return grid, warnings
+        raise BadData(f"{path}: {error}") from error
+    if not placement.pixdim_valid:
+        header["pixdim"][1:4] = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
+    if placement.invalid:
+        for field in _FIELDS_OF[placement.invalid]:
+            header[field] = 0
+    notes += placement.notes
+    if (pixdim < 0).any():
+        notes.append("negative voxel sizes (pixdim); used without their sign")
+    if not np.isfinite(scaling := [float(header["scl_slope"]), float(header["scl_inter"])]).all():
+        notes.append("slope or intercept of the intensities is no number; 1 and 0 were used")
+        slope_valid = math.isfinite(scaling[0])
+        header["scl_slope"], header["scl_inter"] = scaling[0] if slope_valid else 1, 0
+    if int(header["dim"][0]) > 3:
+        notes.append("4D with one volume; read as 3D")
+    return Geometry(
+        placement.grid,
+        header,
+        dtype,
+        int(first),
+        tuple(f"{path}: {note}" for note in notes),
+        tuple(f"{path}: {warning}" for warning in placement.warnings),
+    )
 
 
-def _in_conflict(qform: np.ndarray, sform: np.ndarray, grid: Grid) -> bool:
-    """True where they place some voxel more than half a voxel apart (rounding is far less)."""
+def _qform(header: nib.Nifti1Header) -> np.ndarray:
+    """(4, 4), not finite where the quaternion is none."""
     try:
-        return not Grid(grid.shape, qform).same_as(
-            Grid(grid.shape, sform), tol_mm=float(grid.voxel_size_mm.min()) / 2
-        )
-    except ValueError:  # a singular qform agrees with nothing
-        return True
+        return header.get_qform()
+    except ValueError:
+        return np.full((4, 4), np.nan)
 
 
-def _mm_per_unit(unit: str, voxel_size: np.ndarray) -> tuple[float, str]:
-    """Factor to mm and, where the unit is not mm, a note. `voxel_size` (3,) is in header units."""
-    scale = _MM_PER_UNIT.get(unit, 1.0)
-    if unit == "mm":
-        return 1.0, ""
-    if unit not in _MM_PER_UNIT or unit == "unknown":
-        return 1.0, "no unit of length in the header; mm assumed"
-    if _plausible(voxel_size) and not _plausible(voxel_size * scale):
-        return 1.0, f"the header says {unit}, but the voxel size is one in mm; mm assumed"
-    return scale, f"the header's unit is {unit}; converted to mm"
+def _check_type(path: Path, header: nib.Nifti1Header) -> np.dtype:
+    """The type of the numbers that there must be."""
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        raise BadData(f"{path}: voxels of an unknown type; convert the scan again") from error
+    if dtype.fields is not None or dtype.kind not in "iuf":
+        what = "complex" if dtype.kind == "c" else "colour (RGB)"
+        raise BadData(f"{path}: voxels are {what}; give the magnitude image in shades of grey")
+    return dtype
 
 
-def _plausible(voxel_size_mm: np.ndarray) -> bool:
-    low, high = _PLAUSIBLE_VOXEL_MM
-    return bool(low <= voxel_size_mm.min() and voxel_size_mm.max() <= high)
-
-
-def _is_label_map(data: np.ndarray) -> bool:
-    """Few distinct whole numbers, and neighbours in the foreground mostly equal.
-
-    Eight-bit scans with few grey values pass as scans because of their noise.
-    """
-    # A thin sample settles almost every scan without sorting millions of values.
-    for values in (data.ravel()[:: max(1, data.size // 50_000)], data):
-        distinct, counts = np.unique(values, return_counts=True)
-        if len(distinct) > _LABELS_AT_MOST or not np.array_equal(distinct, distinct.round()):
-            return False
-    foreground = data != distinct[counts.argmax()]
-    pairs = equal = 0
-    for axis in range(3):
-        here, there = _neighbours(data, axis)
-        both = np.logical_and(*_neighbours(foreground, axis))
-        pairs += int(both.sum())
-        equal += int((both & (here == there)).sum())
-    return equal >= _FLAT_SHARE * max(1, pairs)
-
-
-def _neighbours(data: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Views of all voxels but the last and all but the first along an axis."""
-    moved = np.moveaxis(data, axis, 0)
-    return moved[:-1], moved[1:]
+def _check_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]:
+    """The shape of the one volume that there must be."""
+    n_axes = int(header["dim"][0])
+    if not 0 <= n_axes <= 7:
+        raise BadData(f"{path}: its header is damaged ({n_axes} axes); convert the scan again")
+    shape = [int(n) for n in header["dim"][1 : 1 + n_axes]]
+    if min(shape, default=0) < 1:
+        raise BadData(f"{path}: the image has no voxels; convert the scan again from DICOM")
+    if len(shape) < 3 or min(shape[:3]) == 1:
+        raise BadData(f"{path}: 2D (a single slice); give a 3D volume")
+    if (volumes := math.prod(shape[3:])) > 1:
+        raise BadData(f"{path}: 4D with {volumes} volumes; give one 3D volume (extract or average)")
+    x, y, z = shape[:3]
+    return x, y, z
 
 
 def _header_like(source: nib.Nifti1Header, ndim: int) -> nib.Nifti1Header:
     """A fresh header with the geometry of `source`; in mm where that names no unit."""
     header = type(source)()
-    for field in _GEOMETRY:
+    for field in (*_FIELDS_OF["qform"], *_FIELDS_OF["sform"]):
         header[field] = source[field]
     pixdim = header["pixdim"]
     pixdim[:4] = source["pixdim"][:4]
-    unit = source.get_xyzt_units()[0]
+    unit, _ = MM_PER_UNIT.get(int(source["xyzt_units"]) & 7, MM_PER_UNIT[2])
     # Viewers and the BIDS validator want a unit for every dimension there is.
-    header.set_xyzt_units("mm" if unit == "unknown" else unit, "sec" if ndim == 4 else "unknown")
+    header.set_xyzt_units(unit, "sec" if ndim == 4 else "unknown")
     return header
 
 

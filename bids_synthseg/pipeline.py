@@ -17,16 +17,17 @@ import torch
 from bids_synthseg import __version__, nifti
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.ages import read_ages
-from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, is_finished
+from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, session_record, settle
 from bids_synthseg.bids.growth import age_measures
 from bids_synthseg.bids.methods import Methods
-from bids_synthseg.bids.provenance import options_sha256, session_signature
+from bids_synthseg.bids.provenance import made_with, options_sha256
 from bids_synthseg.bids.quality import Quality, judge
 from bids_synthseg.bids.scans import CONTRASTS, ScanGroup
 from bids_synthseg.errors import AppError, BadData, UsageProblem
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.registry import compare_checksums
 from bids_synthseg.models.tasks import SEGMENTATION, check_model
+from bids_synthseg.reading import fingerprint
 from bids_synthseg.resources import limit_threads
 from bids_synthseg.segmentation.align import Alignment, align, itk_text
 from bids_synthseg.segmentation.labelling import label_volume
@@ -53,6 +54,7 @@ class Options:
     model: Path | None = None
     all_scans: bool = False
     overwrite: bool = False
+    redo_changed: bool = False
     viewer: str = "niivue"
     derivatives: Mapping[str, Path] = field(default_factory=dict)
     n_cpus: int | None = None
@@ -77,7 +79,7 @@ class Options:
 
 @dataclass(frozen=True)
 class SessionResult:
-    """`status` is "done" or "skipped"; `message` sums up the warnings."""
+    """`status` is "done" or "skipped"; `message` sums up warnings and notes."""
 
     status: str
     seconds: float
@@ -115,7 +117,7 @@ class Segmenter:
         checksums = [file_sha256(path) for path in paths]
         own = {} if options.model else {"segmentation.safetensors": checksums[0]}
         # The checksums are needed anyway, so comparing them costs nothing.
-        compare_checksums(shipped, own | {"locator.safetensors": checksums[1]})
+        compare_checksums(shipped, own | {"locator.safetensors": checksums[1]}, shipped=True)
         checksum = hashlib.sha256("".join(checksums).encode()).hexdigest()
         LOG.info("network on %s, weights %s", device, checksum[:12])
         return Segmenter(model, locator, checksum)
@@ -175,21 +177,27 @@ def run_session(
     """Segment one session and write its derivatives, unless that is done already.
 
     observe: is shown the scans with their posteriors, which no file holds as they are. Raises
-    AppError with one line for the user; the outputs then carry no mark of completion.
+    AppError with one line for the user; the outputs are then those of before.
     """
     start = time.monotonic()
     paths = SessionPaths(output_dir, group.subject, group.session)
+    settle(paths)
     settings = options.that_matter()
-    preproc = options.preproc(group)
-    signature = session_signature(
-        group.scans, __version__, segmenter.weights_sha256, settings | {"preproc": preproc}
+    as_found = {scan.path: fingerprint(scan.path) for scan in group.scans}
+    basis = made_with(
+        group.scans,
+        __version__,
+        segmenter.weights_sha256,
+        settings | {"preproc": options.preproc(group)},
     )
-    if not options.overwrite and is_finished(paths, signature):
-        if not paths.report.exists():
-            write_page(group, bids_dir, output_dir, options)
-        return SessionResult("skipped", time.monotonic() - start, "already done")
-    for path, reason in group.left_out:
-        LOG.info("%s: left out: %s", path.name, reason)
+    reason = session_record(paths).reason_to_skip(
+        basis, overwrite=options.overwrite, redo_changed=options.redo_changed
+    )
+    if reason:
+        page = [] if paths.report.exists() else write_page(group, bids_dir, output_dir, options)
+        return SessionResult("skipped", time.monotonic() - start, "; ".join([reason, *page]))
+    for path, why in group.left_out:
+        LOG.info("%s: left out: %s", path.name, why)
     writer = SessionWriter(
         paths,
         bids_dir,
@@ -198,13 +206,38 @@ def run_session(
         links=options.derivatives,
     )
     writer.start()
+    try:
+        warnings = _make(group, writer, segmenter, options, basis, as_found, observe)
+    finally:
+        writer.discard()
+    page = write_page(group, bids_dir, output_dir, options)
+    return SessionResult("done", time.monotonic() - start, "; ".join([*warnings, *page]))
+
+
+def _make(
+    group: ScanGroup,
+    writer: SessionWriter,
+    segmenter: Segmenter,
+    options: Options,
+    basis: dict,
+    as_found: Mapping[Path, tuple[int, ...]],
+    observe: Callable[[Sequence[Part]], None] | None,
+) -> list[str]:
+    """Segment, write, and put in place; returns warnings and notes.
+
+    as_found: fingerprints of the scans from before their checksums in `basis` were taken.
+    """
+    preproc = options.preproc(group)
     images = [nifti.read_scan(scan.path) for scan in group.scans]
+    if changed := _changed(as_found):
+        raise BadData(f"{changed[0]}: has changed while it was read; run again when it is complete")
     results = [_segment(image, segmenter, options) for image in images]
     alignments = [Alignment.of_the_first(), *(align(results[0], one) for one in results[1:])]
     parts = [Part(*of) for of in zip(group.scans, images, results, alignments, strict=True)]
     if observe:
         observe(parts)
     warnings = _warnings(parts)
+    notes = [note for part in parts for note in part.image.notes]
 
     contrasts = [next(p for p in parts if p.scan.suffix == name) for name in group.by_contrast]
     # Contrasts on one grid share one segmentation.
@@ -227,21 +260,43 @@ def run_session(
     for part in parts:
         if part.alignment.accepted and part.alignment.moved_mm:
             LOG.info("%s: %s", part.scan.path.name, part.alignment.summary)
-    for warning in warnings:
-        LOG.warning("%s: %s", group.label, warning)
-    quality = _quality(group, parts, worst(measured), warnings, bids_dir)
+    warnings += [
+        f"{path}: has changed since it was read; the results are those of what was read: run again"
+        for path in _changed(as_found)
+    ]
+    for note in (*warnings, *notes):
+        LOG.warning("%s: %s", group.label, note)
+    quality = _quality(group, parts, worst(measured), warnings, writer.bids_dir)
     LOG.info("%s: quality: %s", group.label, "; ".join((quality.verdict, *quality.reasons)))
-    writer.finish(signature, _details(group, warnings, quality, writer))
-    write_page(group, bids_dir, output_dir, options)
-    return SessionResult("done", time.monotonic() - start, "; ".join(warnings))
+    details = _details(group, warnings, notes, quality, writer)
+    writer.finish(options_sha256(basis), {"MadeWith": basis, **details})
+    return [*warnings, *notes]
+
+
+def _changed(as_found: Mapping[Path, tuple[int, ...]]) -> list[Path]:
+    """Scans that are gone or no longer as they were found."""
+    changed = []
+    for path, before in as_found.items():
+        try:
+            same = fingerprint(path) == before
+        except AppError:
+            same = False
+        if not same:
+            changed.append(path)
+    return changed
 
 
 def _details(
-    group: ScanGroup, warnings: list[str], quality: Quality, writer: SessionWriter
+    group: ScanGroup,
+    warnings: list[str],
+    notes: list[str],
+    quality: Quality,
+    writer: SessionWriter,
 ) -> dict:
     """What the record of a session tells beside its outputs."""
     return {
         "Warnings": warnings,
+        "Notes": notes,
         "Scans": [writer.uri(scan.path) for scan in group.scans],
         "LeftOut": {writer.uri(path): reason for path, reason in group.left_out},
         "Quality": quality.record(),
@@ -268,11 +323,15 @@ def _quality(
     return judge({**measures, **more, **age_measures(age, measures["brain_ml"])}, warnings)
 
 
-def write_page(group: ScanGroup, bids_dir: Path, output_dir: Path, options: Options) -> None:
-    """The page of a finished session. Its results stand without it: a failure is a warning."""
-    from bids_synthseg.bids.report import write_report  # matplotlib is slow to load
+def write_page(group: ScanGroup, bids_dir: Path, output_dir: Path, options: Options) -> list[str]:
+    """The page of a finished session; returns the warning if there is none.
 
+    The results stand without it, whatever goes wrong (no folder for matplotlib's cache, a full
+    disk), and the next run makes the page that is missing.
+    """
     try:
+        from bids_synthseg.bids.report import write_report  # matplotlib is slow to load
+
         write_report(
             bids_dir,
             output_dir,
@@ -281,7 +340,14 @@ def write_page(group: ScanGroup, bids_dir: Path, output_dir: Path, options: Opti
             table_of_links=options.derivatives,
         )
     except AppError as error:
-        LOG.warning("%s: no report: %s", group.label, error)
+        warning = f"no report: {error}"
+    except Exception as error:
+        warning = f"no report: unexpected {type(error).__name__}: {error}"
+        LOG.debug("traceback", exc_info=True)
+    else:
+        return []
+    LOG.warning("%s: %s", group.label, warning)
+    return [warning]
 
 
 def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segmented:

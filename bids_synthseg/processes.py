@@ -182,7 +182,7 @@ class _Worker:
 def _death(exit_code: int) -> Outcome:
     """The outcome of a session whose process ended with it; a negative code is a signal."""
     if exit_code == Terminated.exit_code:
-        return Outcome("interrupted", "its process was ended by SIGTERM")
+        return Outcome("interrupted", "its process was ended by a signal")
     if exit_code >= 0:
         return Outcome("failed", f"its process ended unexpectedly with exit code {exit_code}")
     name = signal.Signals(-exit_code).name

@@ -57,6 +57,11 @@ class Progress:
             self._bar.set_postfix_str(", ".join(self._running), refresh=False)
             self._bar.update()
 
+    def postpone(self, label: str) -> None:
+        """A session that began will begin again."""
+        self._begun -= 1
+        self._running.remove(label)
+
     def _left(self) -> str:
         """The time until all have ended, in words; "" before any has."""
         if not self._worked:

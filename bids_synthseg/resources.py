@@ -71,6 +71,13 @@ def available_memory_gb(
     return min(limits) / 1e9
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory that could not be had is what an exception of any library tells of."""
+    # torch has no class of its own for the CPU.
+    words = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or ("memory" in words and "alloc" in words)
+
+
 def peak_memory_mb() -> float:
     """Most memory this process has held so far, in MB (10^6 bytes): a maximum over all sessions."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

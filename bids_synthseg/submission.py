@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from bids_synthseg.arguments import Part
+from bids_synthseg.bids.status import read_status
 from bids_synthseg.errors import InputMissing, TryAgainLater, UsageProblem
 from bids_synthseg.storage import make_folder
 from bids_synthseg.tsv import read_rows
@@ -85,6 +86,18 @@ class Job:
             raise UsageProblem(
                 "--num-parts, --mem-gb, --cpus, --nodes and --n-procs must be at least 1"
             )
+        folders = (self.bids_dir.resolve(), self.output_dir.resolve(), self.container or "")
+        for word in (*folders, self.partition, self.gres, self.time, *self.extra):
+            # What follows a line break in a comment of the script would be a command.
+            if not str(word).isprintable():
+                raise UsageProblem(
+                    f"{str(word)!r}: a line break or another character that cannot be seen; "
+                    "correct the option, or rename the folder"
+                )
+        if "\\" in str(self.output_dir.resolve()):
+            raise UsageProblem(
+                f"{self.output_dir}: SLURM reads a backslash as more than a character; rename it"
+            )
 
     @property
     def gpus(self) -> int:
@@ -108,7 +121,7 @@ def parts_left(output_dir: Path, num_parts: int) -> list[int]:
     sessions = list(dict.fromkeys((row["subject"], row["session"]) for row in rows))
     left = []
     for number in range(num_parts):
-        table = read_rows(logs / f"status_part-{number}.tsv")
+        table = read_status(logs / f"status_part-{number}.tsv")
         done = {(row["subject"], row["session"]) for row in table if row["status"] in FINISHED}
         if not done.issuperset(Part(number, num_parts).share(sessions)):
             left.append(number)
@@ -275,6 +288,8 @@ def _script(
 ) -> str:
     """A script for sbatch; more: options of sbatch, None for a flag, left out where empty."""
     logs = job.output_dir.resolve() / "logs"
+    # A percent sign stands for numbers of the job, two of them for one.
+    log_folder = str(logs).replace("%", "%%")
     settings = {
         "job-name": name,
         **more,
@@ -283,7 +298,7 @@ def _script(
         "cpus-per-task": str(job.cpus),
         "partition": job.partition,
         "gres": job.gres,
-        "output": f"{logs}/{log}.out",
+        "output": f"{log_folder}/{log}.out",
     }
     options = [
         f"#SBATCH --{key}" + ("" if value is None else f"={shlex.quote(value)}")

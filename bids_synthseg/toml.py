@@ -56,5 +56,7 @@ def _key(key: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    # JSON's strings are TOML's, but for the one control character that JSON lets pass.
+    # JSON's strings are TOML's, but for the one control character that JSON lets pass, and for
+    # halves of surrogate pairs.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -8,6 +8,7 @@ from pathlib import Path
 from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.edits import run_edited
+from bids_synthseg.errors import BadData
 from bids_synthseg.pipeline import Options, Segmenter, SessionResult, run_session
 
 
@@ -36,6 +37,8 @@ class Work:
 
     def __call__(self, group: ScanGroup) -> SessionResult:
         """Do one session; raises AppError with one line for the user."""
+        if group.problem:
+            raise BadData(group.problem)
         places = self.bids_dir, self.output_dir, self.segmenter, self.options
         if maps := self.edited.get(group.key):
             return run_edited(group, maps, *places)

@@ -58,6 +58,12 @@ def nifti(data: np.ndarray, affine: np.ndarray = OBLIQUE, sform: int = 1, qform:
 
 
 @pytest.fixture
+def names_only(monkeypatch):
+    """A dry run that takes empty files for scans."""
+    monkeypatch.setattr("bids_synthseg.bids.plan.checked", lambda group: group)
+
+
+@pytest.fixture
 def clock(monkeypatch):
     """A clock that the test sets: clock.now, in seconds."""
 

@@ -93,15 +93,76 @@ def test_not_available_is_unknown_without_a_word(bids_tree, value, caplog):
 
 def test_the_order_of_tables(bids_tree):
     participants = {"participants.tsv": tsv("participant_id age_months", "sub-01 1")}
-    sessions = tsv("session_id age_months", "ses-0mo 9", "ses-1mo 2", "ses-1mo 7")
-    scans = tsv("filename age_months", "func/x.nii 8", "anat/x.nii 3", "anat/y.nii 4")
+    sessions = tsv("session_id age_months", "ses-0mo 9", "ses-1mo 2", "ses-1mo 2.1")
+    scans = tsv("filename age_months", "func/x.nii 8", "anat/x.nii 3", "anat/y.nii 3.2")
     roots = [
         bids_tree(participants | sub01(), "a"),
         bids_tree(participants | sub01(sessions=sessions), "b"),
         bids_tree(participants | sub01(sessions=sessions, scans=scans), "c"),
-        bids_tree(sub01(sessions=sessions, scans=scans.replace("\t3", "\tn/a")), "d"),
+        bids_tree(sub01(sessions=sessions, scans=scans.replace("\t3\n", "\tn/a\n")), "d"),
     ]
-    assert [age_of(root).months for root in roots] == [1, 2, 3, 2]
+    assert [age_of(root).months for root in roots] == [1, 2, 3, pytest.approx(3.2)]
+
+
+def test_a_row_for_each_session_in_participants(bids_tree, caplog):
+    rows = ("participant_id session_id age_months", "sub-01 ses-1mo 1", "sub-01 ses-2mo 2")
+    tree = {"participants.tsv": tsv(*rows), "sub-01": {f"ses-{n}mo": {} for n in (1, 2, 3)}}
+    ages = read_ages(bids_tree(tree), [("01", f"{n}mo") for n in (1, 2, 3)])
+    assert [age.months for age in ages.values()] == [1, 2, None]
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        ("participants", ("participant_id age_months", "sub-01 1", "01 7")),
+        ("participants", ("participant_id session_id age_months", "01 1mo 1", "sub-01 ses-1mo 7")),
+        ("sessions", ("session_id age_months", "ses-1mo 2", "1mo 7")),
+        ("scans", ("filename age_months", "anat/x.nii 3", "anat/y.nii 4")),
+    ],
+)
+def test_rows_that_contradict_each_other_tell_nothing(bids_tree, table, rows, caplog):
+    tree = sub01(**{table: tsv(*rows)})
+    if table == "participants":
+        tree["participants.tsv"] = tsv(*rows)
+    assert age_of(bids_tree(tree)) == Age()
+    [message] = caplog.messages
+    assert "2 rows of sub-01 contradict each other; keep one for each session" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sub-01_ses-1mo_T2w.nii.gz", "./anat/x.nii", "sub-01/ses-1mo/anat/x.nii", "anat\\x.nii"],
+)
+def test_images_as_people_name_them(bids_tree, name):
+    assert age_of(bids_tree(sub01(scans=tsv("filename age_months", f"{name} 3")))).months == 3
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "Participant_ID\tAge_Months\nsub-01\t3\n",
+        "participant_id   age_months\nsub-01  3\n",
+        " participant_id \t age_months\nsub-01\t3\n",
+    ],
+)
+def test_tables_as_people_write_them(bids_tree, table):
+    assert age_of(bids_tree({"participants.tsv": table})).months == 3
+
+
+def test_capitals_in_table_and_description(bids_tree):
+    tree = {
+        "participants.tsv": tsv("participant_id Age", "sub-01 3"),
+        "participants.json": {"Age": {"Units": "Months"}},
+    }
+    assert age_of(bids_tree(tree)).months == pytest.approx(3)
+
+
+@pytest.mark.parametrize("text", ["1e308", "5000", "1e4"])
+def test_an_age_that_nobody_reaches(bids_tree, text, caplog):
+    tree = {"participants.tsv": tsv("participant_id age_months", f"sub-01 {text}")}
+    assert age_of(bids_tree(tree)) == Age()
+    assert "is no age that people reach" in caplog.text
 
 
 def test_a_description_is_inherited(bids_tree):

@@ -166,7 +166,7 @@ def call(*arguments):
     return console.run(cli.command, console.spread([str(a) for a in arguments], cli.MANY))
 
 
-def test_a_filter_that_selects_nothing(bids_tree, tmp_path, capsys):
+def test_a_filter_that_selects_nothing(bids_tree, tmp_path, capsys, names_only):
     root = make(bids_tree, map(full, TREES["runs"]))
     filters = tmp_path / "filters.json"
     arguments = [root, tmp_path / "out", "participant", "--dry-run", "--bids-filter-file", filters]
@@ -181,7 +181,7 @@ def test_a_filter_that_selects_nothing(bids_tree, tmp_path, capsys):
     filters.write_text("{'t1w': {}}")
     assert call(*arguments) in (64, 65)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "filters.json: the filter file is not JSON" in line
+    assert "filters.json: not valid JSON" in line
 
 
 @pytest.mark.parametrize(

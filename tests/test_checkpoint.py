@@ -85,8 +85,12 @@ def test_truncated_file(stored, kept):
 
 
 def test_file_of_another_kind(stored):
-    stored.write_text("<html>404: Not Found</html>" * 20)
-    with pytest.raises(BadData, match="no safetensors file"):
+    for content, words in (("hello " * 20, "no safetensors file"), ("<html>404", "a web page")):
+        stored.write_text(content)
+        with pytest.raises(BadData, match=words):
+            load_model(stored)
+    stored.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputMissing, match="git lfs pull"):
         load_model(stored)
 
 

@@ -9,13 +9,16 @@ import types
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import torch
+from conftest import nifti
 
 from bids_synthseg import __version__, arguments, cli, console, work
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids import plan
 from bids_synthseg.bids.methods import Methods
+from bids_synthseg.bids.status import read_status
 from bids_synthseg.errors import BadData, TryAgainLater, UsageProblem
 from bids_synthseg.execution import in_turn
 from bids_synthseg.toml import parse_toml
@@ -74,7 +77,14 @@ def pipeline(monkeypatch):
 
 def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
     arguments = ["--device", "cuda:1", "--no-tta", "--save-posteriors", "tissue", "--n-cpus", "3"]
-    arguments += ["--overwrite", "--save-per-image", "--all-scans", "--model", "w.safetensors"]
+    arguments += [
+        "--overwrite",
+        "--redo-changed",
+        "--save-per-image",
+        "--all-scans",
+        "--model",
+        "w.safetensors",
+    ]
     arguments += ["--write-preproc", "always", "--viewer", "none", "--n-procs", "1"]
     arguments += ["--derivatives", f"nesvor={tmp_path / 'nesvor'}"]
     (tmp_path / "nesvor").mkdir()
@@ -91,6 +101,7 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
         "model": Path("w.safetensors").absolute(),
         "all_scans": True,
         "overwrite": True,
+        "redo_changed": True,
         "viewer": "none",
         "derivatives": {"nesvor": tmp_path / "nesvor"},
         "n_cpus": 3,
@@ -102,7 +113,7 @@ def test_options_reach_the_pipeline(raw, tmp_path, pipeline):
     assert (tmp_path / "out" / "dataset_description.json").is_file()
 
 
-def test_a_run_says_what_it_did(raw, tmp_path, pipeline, capsys):
+def test_a_run_says_what_it_did(raw, tmp_path, pipeline, capsys, names_only):
     assert call(raw, tmp_path / "out", "participant", "--participant-label", "01", "--no-tta") == 0
     logs = tmp_path / "out" / "logs"
     written = parse_toml((logs / "config.toml").read_text())
@@ -113,7 +124,8 @@ def test_a_run_says_what_it_did(raw, tmp_path, pipeline, capsys):
     assert "billot2023" in (logs / "CITATION.bib").read_text()
     assert __version__ in (logs / "CITATION.md").read_text()
     capsys.readouterr()
-    assert call(raw, tmp_path, "participant", "--participant-label", "01", "--dry-run") == 0
+    words = (raw, tmp_path / "out", "participant", "--participant-label", "01", "--dry-run")
+    assert call(*words) == 0
     printed = capsys.readouterr()
     assert (logs / "plan.tsv").read_text() == printed.out
     assert printed.err.startswith("1 session, 2 scans: about")
@@ -326,7 +338,7 @@ def test_stop_on_first_crash(raw, tmp_path, pipeline):
     assert len(pipeline.sessions) == 1
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(raw, tmp_path, capsys):
+def test_dry_run_prints_the_plan_and_writes_nothing(raw, tmp_path, capsys, names_only):
     assert call(raw, tmp_path / "out", "participant", "--dry-run", "--contrast", "T1w") == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["subject", "session", "image", "use", "seconds", "memory_mb"]
@@ -335,6 +347,59 @@ def test_dry_run_prints_the_plan_and_writes_nothing(raw, tmp_path, capsys):
     assert left_out["sub-01/anat/sub-01_T2w.nii.gz"] == "left out: T2w was not asked for"
     assert "sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii.gz" in left_out
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_says_what_the_run_will_say(raw, tmp_path, capsys):
+    """Every problem but those of the voxels themselves, with the words of the status table."""
+    anat = raw / "sub-01/anat"
+    for name in ("T1w", "T2w"):
+        nifti(np.random.default_rng(0).gamma(3, 50, (5, 6, 7))).to_filename(
+            anat / f"sub-01_{name}.nii.gz"
+        )
+    (anat / "sub-01_T2w.nii.gz").write_text("/annex/objects/MD5E-s1--0.nii.gz\n")
+    linked = raw / "sub-02/ses-a/anat/sub-02_ses-a_run-1_T1w.nii.gz"
+    linked.unlink()
+    linked.symlink_to("gone")
+    (raw / f"sub-{'a' * 220}" / "anat").mkdir(parents=True)
+    (raw / f"sub-{'a' * 220}" / "anat" / f"sub-{'a' * 220}_T1w.nii").touch()
+    words = (raw, tmp_path / "out", "participant")
+    assert call(*words, "--dry-run") == 0
+    printed = capsys.readouterr()
+    rows = [line.split("\t") for line in printed.out.splitlines()]
+    said = {
+        row[0] + row[1]: row[3].removeprefix("fails: ")
+        for row in rows
+        if row[3].startswith("fails: ")
+    }
+    assert "git-annex" in said["sub-01n/a"]
+    assert "the link leads nowhere" in said["sub-02ses-a"]
+    assert "the file is empty" in said["sub-02ses-b"]
+    assert "shorten" in said[f"sub-{'a' * 220}n/a"]
+    assert "4 sessions will fail; 4 sessions" in printed.err
+    assert call(*words, "--viewer", "none") == 1
+    rows = read_status(tmp_path / "out/logs/status.tsv")
+    assert {row["subject"] + row["session"]: row["message"] for row in rows} == said
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--device", "cuda:99"], 64, "not available here"),
+        (["--model", "none.safetensors"], 66, "no such weights file"),
+        (["--derivatives", "edits=none"], 66, "no such folder"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would_refuse(raw, tmp_path, capsys, options, code, words):
+    for more in ([], ["--dry-run"]):
+        assert call(raw, tmp_path / "out", "participant", *options, *more) == code
+        assert words in capsys.readouterr().err
+
+
+def test_dry_run_checks_the_output(raw, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for output, code in ((raw, 64), (raw / "sub-01", 64), (tmp_path / "file", 73)):
+        assert call(raw, output, "participant", "--dry-run") == code
+        assert str(output) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

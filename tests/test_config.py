@@ -98,7 +98,7 @@ def test_nested_values_arrive(tmp_path):
         ('freeze = ["coarse"]\ncoarse_steps = 5', "a grown level must learn"),
         ("coarse_steps = -1", "coarse_steps: not negative"),
         ('[sampling]\nby = "luck"', "by must be one of dataset, uniform, age, shape"),
-        ("[loss]\ndice = -1", "loss: weights and steps must not be negative"),
+        ("[loss]\ndice = -1", "dice must be from 0 to"),
         ("[synthesis.head]\nshells = 0.9", "shells, csf_only, borrowed, blobs"),
         ("[synthesis.parts]\nclusters_max = 10", r"clusters_max must lie in 1\.\.9"),
         ("[synthesis.contrast]\nprior = 2", "prior is a probability"),

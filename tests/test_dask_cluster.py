@@ -1,5 +1,6 @@
 """Sessions on Dask workers: each once, a dying worker's again, a lost scheduler is no crash."""
 
+import gc
 import os
 import pickle
 import re
@@ -11,12 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from bids_synthseg import __version__, dask_cluster
+from bids_synthseg import __version__, cluster_file, dask_cluster
 from bids_synthseg.bids.scans import ScanGroup
-from bids_synthseg.dask_cluster import ClusterFile, on_cluster, on_scheduler
+from bids_synthseg.bids.status import read_status
+from bids_synthseg.cluster_file import ClusterFile
+from bids_synthseg.dask_cluster import on_cluster, on_scheduler
 from bids_synthseg.errors import BadData, InputMissing, TryAgainLater, UsageProblem
 from bids_synthseg.execution import run_sessions
-from bids_synthseg.status import read_status
 
 KilledWorker = pytest.importorskip("distributed").KilledWorker
 
@@ -63,6 +65,10 @@ class Work:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(dask_cluster, "POLL_S", 0.05)
+    yield
+    # A client of Dask that never came to be waits for a lock when it goes, which the next one that
+    # is made may hold just then.
+    gc.collect()
 
 
 @pytest.fixture
@@ -227,7 +233,7 @@ def test_a_worker_that_sees_other_folders(tmp_path):
 
 
 def test_without_dask(tmp_path, logs, local, monkeypatch):
-    monkeypatch.setattr(dask_cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(cluster_file, "find_spec", lambda name: None)
     with pytest.raises(UsageProblem, match=r"distributed: not installed; pip install .*\[dask\]"):
         on_scheduler("tcp://127.0.0.1:9", Work(tmp_path), logs)
     with pytest.raises(UsageProblem, match="distributed: not installed"):
@@ -244,7 +250,7 @@ def test_without_dask(tmp_path, logs, local, monkeypatch):
         (['type = "slurm"', "gpus = 2"], "gpus must be true or false"),
         (['type = "local"', "gpus = true"], "--device cuda --n-procs"),
         (['type = "pbs"', "gpus = true", "processes = 2"], "leave out processes"),
-        (["type = "], "not TOML"),
+        (["type = "], "not valid TOML"),
     ],
 )
 def test_a_file_that_cannot_be_used(toml, lines, complaint):
@@ -255,7 +261,7 @@ def test_a_file_that_cannot_be_used(toml, lines, complaint):
 
 
 def test_no_such_file_and_no_table(tmp_path):
-    with pytest.raises(InputMissing, match="check --dask-cluster"):
+    with pytest.raises(InputMissing, match="no such file"):
         ClusterFile.read(tmp_path / "none.toml")
     (tmp_path / "empty.toml").write_text("cluster = 3")
     with pytest.raises(UsageProblem, match=r"has no table \[cluster\]"):
@@ -366,3 +372,57 @@ def test_gpus_move_the_work_there(tmp_path, logs, toml, monkeypatch):
     monkeypatch.setattr(Work, "with_device", lambda self, device: seen.append(device) or self)
     on_cluster(toml('type = "slurm"', "gpus = true"), Work(tmp_path), logs)
     assert seen == ["cuda"]
+
+
+def test_a_cluster_of_our_own_listens_here_and_only_to_its_own(toml, logs, local):
+    from distributed import Client, LocalCluster
+
+    with LocalCluster(**ClusterFile.read(local).keywords(1, logs)) as cluster:
+        address = cluster.scheduler_address
+        assert address.startswith("tls://127.0.0.1:")
+        with pytest.raises(OSError):  # who speaks plainly is not heard
+            Client(address.replace("tls", "tcp"), timeout=1, set_as_default=False)
+        gc.collect()
+        with Client(cluster, set_as_default=False) as client:
+            assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_a_scheduler_with_certificates(tmp_path, logs):
+    from dask import config
+    from distributed import LocalCluster, Security
+
+    security = Security.temporary()
+    files = {}
+    for name in ("ca_file", "client_cert", "client_key"):
+        files[name] = tmp_path / name
+        files[name].write_text(getattr(security, f"tls_{name}"))
+    with LocalCluster(
+        n_workers=1, processes=False, security=security, host="127.0.0.1", dashboard_address=None
+    ) as cluster:
+        engine = on_scheduler(cluster.scheduler_address, Work(tmp_path), logs)
+        with pytest.raises(UsageProblem, match="no certificates for TLS"):
+            run_sessions(GROUPS[:1], engine, tmp_path)
+        gc.collect()
+        settings = {
+            "distributed.comm.tls.ca-file": str(files["ca_file"]),
+            "distributed.comm.tls.client.cert": str(files["client_cert"]),
+            "distributed.comm.tls.client.key": str(files["client_key"]),
+        }
+        with config.set(settings):
+            assert run_sessions(GROUPS[:1], engine, tmp_path) == 0
+
+
+def test_certificates_of_jobs(toml, logs, tmp_path, caplog):
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    with jobqueue.SLURMCluster(**ClusterFile.read(toml(*SLURM)).keywords(1, logs)) as cluster:
+        script = cluster.job_script()
+        keys = list(logs.glob(".dask-jobqueue.worker.*"))
+        assert len(keys) == 3 and {key.stat().st_mode & 0o777 for key in keys} == {0o600}
+        assert "tls://127.0.0.1:" in script and all(str(key) in script for key in keys)
+    given = ClusterFile.read(toml(*SLURM, '[cluster.security]\ntls_ca_file = "ca.pem"'))
+    assert given.keywords(1, logs)["security"].tls_ca_file == "ca.pem"
+    with pytest.raises(UsageProblem, match=r"security: .*tls_nonsense"):
+        ClusterFile.read(toml(*SLURM, 'security = { tls_nonsense = "x" }')).keywords(1, logs)
+    assert "run code as you" not in caplog.text
+    plain = ClusterFile.read(toml(*SLURM, "security = false"))
+    assert plain.keywords(1, logs)["security"] is None and "run code as you" in caplog.text

@@ -14,6 +14,8 @@ from bids_synthseg.bids.dataset import (
     write_dataset_files,
     written_by,
 )
+from bids_synthseg.errors import UsageProblem
+from bids_synthseg.storage import write_text
 
 
 @pytest.fixture
@@ -70,4 +72,49 @@ def test_an_output_of_another_version_is_said_once(raw, tmp_path, caplog):
         write(raw, prepare_output(raw, output))
         prepare_output(raw, output)
     (line,) = caplog.messages
-    assert f"written by version 0.0.1, this is {__version__}; the sessions" in line
+    assert f"written by version 0.0.1, this is {__version__}; sessions" in line
+
+
+def test_a_folder_of_others_is_refused_and_untouched(raw, tmp_path):
+    output = tmp_path / "out"
+    for name in ("README.md", "sub-01/anat/notes.txt"):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text("mine")
+        with pytest.raises(UsageProblem, match=r"not empty, and holds README\.md") as caught:
+            prepare_output(raw, output)
+        assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in output.rglob("*") if path.is_file()) == [
+        "README.md", "notes.txt",
+    ]  # fmt: skip
+    assert (output / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["logs/slurm-1.out", "training/model.safetensors", ".bidsignore", "..probe.0123abcd.tmp",
+     ".dataset_description.json.0123abcd.tmp"],
+)  # fmt: skip
+def test_what_this_app_writes_first_is_not_of_others(raw, tmp_path, name):
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).touch()
+    write(raw, prepare_output(raw, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"GeneratedBy": 1}, {"GeneratedBy": [3]}, {"GeneratedBy": {}}, {"DatasetLinks": [1]},
+     {"DatasetLinks": {"svr": 5}}, None],
+)  # fmt: skip
+def test_a_damaged_description_of_ours_is_written_anew(raw, tmp_path, change, caplog):
+    output = prepare_output(raw, tmp_path / "out")
+    write(raw, output)
+    path = output / "dataset_description.json"
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | change) if change else "{")
+    if not change or "GeneratedBy" in change:
+        with pytest.raises(UsageProblem):  # whose is it?
+            prepare_output(raw, output)
+        write_text(output / "logs" / "status.tsv", "")
+    write(raw, prepare_output(raw, output))
+    assert path.read_text() == whole
+    assert not change or "GeneratedBy" in change or "DatasetLinks is damaged" in caplog.text

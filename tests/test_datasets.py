@@ -364,3 +364,11 @@ def test_a_pack_of_other_labels(folder, tmp_path):
     write_pack(tmp_path / "maps.npz", [replace(maps[0], sets=maps[0].sets[:, :1])], other)
     with pytest.raises(BadData, match="packed for other labels"):
         load_maps([tmp_path / "maps.npz"])
+
+
+def test_rows_of_a_subject_that_contradict_each_other_state_nothing(folder, caplog):
+    rows = ("participant_id\tage_weeks_pma\tsplit", "sub-01\t40\tTraining", "01\t50\tTraining")
+    (folder / "participants.tsv").write_text("\n".join(rows) + "\n")
+    [found] = maps_of(folder)
+    assert np.isnan(found.age_weeks) and found.split == "training"
+    assert "age_weeks_pma of sub-01 is 40 and 50 in several rows" in caplog.text

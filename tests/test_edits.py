@@ -110,6 +110,7 @@ def session(segmented, tmp_path, monkeypatch):
     def write_page(group, bids_dir, output_dir, options):
         session.pages.append(group.label)
         (output_dir / f"{group.label}.html").touch()
+        return []
 
     monkeypatch.setattr(edits, "write_page", write_page)
     return session
@@ -200,6 +201,18 @@ def test_a_second_run_does_nothing_until_the_edit_changes(session):
     assert session.run().status == "done"
     assert set(np.unique(session.load(ASEG.format("T2w")))) == {0, 2, 3, 13, 24, 41, 42, 51}
     assert session.run().status == "skipped"
+
+
+def test_another_version_takes_the_same_edit_over_when_that_is_wanted(session, monkeypatch):
+    session.edit("T1w", thalamus_to_putamen)
+    session.run()
+    before = session.record
+    monkeypatch.setattr(edits, "__version__", "99")
+    result = session.run()
+    assert result.status == "skipped" and "now 99" in result.message
+    assert session.record == before
+    assert session.run(redo_changed=True).status == "done"
+    assert session.record["MadeWith"]["Version"] == "99"
 
 
 def test_each_edit_holds_for_its_own_space(session):

@@ -1,15 +1,18 @@
 """Many sessions: what fails, what goes on, what is written down."""
 
 import logging
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 
+from bids_synthseg import execution
 from bids_synthseg.bids import plan
 from bids_synthseg.bids.scans import ScanGroup
+from bids_synthseg.bids.status import COLUMNS, read_status, row_of, write_status
+from bids_synthseg.claims import claim, session_claim
 from bids_synthseg.errors import BadData, CannotCreate, TryAgainLater
 from bids_synthseg.execution import Outcome, attempt, in_turn, run_sessions, within_memory
-from bids_synthseg.status import COLUMNS, read_status
 
 GROUPS = [ScanGroup("01", "a", ()), ScanGroup("01", "b", ()), ScanGroup("02", None, ())]
 
@@ -80,6 +83,20 @@ def test_a_failure_does_not_stop_the_others(tmp_path, caplog):
     assert any("2 of 3 sessions failed" in r.getMessage() for r in shown)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 4 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_says_so(tmp_path, error):
+    run_one, _ = runner({"sub-02": error})
+    assert run(GROUPS, run_one, tmp_path) == 1
+    message = statuses(tmp_path)["sub-02", "n/a"]["message"]
+    assert message.startswith("out of memory; give the job more")
+
+
 def test_stop_on_first_crash(tmp_path):
     run_one, calls = runner({"sub-01_ses-a": BadData("x")})
     assert run(GROUPS, run_one, tmp_path, stop_on_first_crash=True) == 1
@@ -107,6 +124,7 @@ def test_interruption_is_written_down_and_goes_on_up(tmp_path):
     row = statuses(tmp_path)["sub-01", "ses-a"]
     assert (row["status"], row["message"]) == ("interrupted", "interrupted by the user")
     assert "interrupted" in (tmp_path / "logs" / "sub-01_ses-a.log").read_text()
+    assert len((tmp_path / "logs" / "status.tsv").read_text().splitlines()) == 2  # tidied
 
 
 class Scripted:
@@ -197,6 +215,37 @@ def test_earlier_rows_stay_and_are_replaced(tmp_path):
     assert len(rows) == 3
     assert rows["sub-02", "n/a"]["status"] == "done"
     assert "broken" in (tmp_path / "logs" / "sub-02.log").read_text()  # history is kept
+
+
+def test_a_session_of_another_run_is_waited_for(tmp_path, monkeypatch, caplog):
+    """The second of three is being done elsewhere, and is there when this run looks again."""
+    logs = tmp_path / "logs"
+    run_one, calls = runner({})
+    other = ExitStack()
+    other.enter_context(claim(session_claim(logs, "sub-01_ses-b")))
+    looks = []
+
+    def sleep(seconds):
+        looks.append(dict(statuses(tmp_path)))
+        if len(looks) == 2:
+            other.close()
+
+    monkeypatch.setattr(execution.time, "sleep", sleep)
+    assert run(GROUPS, run_one, tmp_path) == 0
+    assert calls == ["sub-01_ses-a", "sub-02", "sub-01_ses-b"]
+    assert {row["status"] for row in statuses(tmp_path).values()} == {"done"}
+    assert {key: row["status"] for key, row in looks[0].items()} == {
+        ("sub-01", "ses-a"): "done", ("sub-01", "ses-b"): "running", ("sub-02", "n/a"): "done",
+    }  # fmt: skip
+    assert "sub-01_ses-b (2 of 3)" in caplog.text and "sub-01_ses-b (3 of 3)" in caplog.text
+    assert "1 session(s) are being done by another run; waiting" in caplog.messages
+    assert [path.name for path in logs.glob(".*")] == []
+
+
+def test_what_was_running_when_a_run_was_killed_is_said_to_be_interrupted(tmp_path):
+    write_status(tmp_path / "logs" / "status.tsv", row_of(("09", None), "running"))
+    run(GROUPS, runner({})[0], tmp_path)
+    assert statuses(tmp_path)["sub-09", "n/a"]["status"] == "interrupted"
 
 
 def test_part_has_its_own_table(tmp_path):

@@ -18,12 +18,14 @@ PACKAGE = ROOT / "bids_synthseg"
 # "version" stands for bids_synthseg/__init__.py.
 TIERS = (
     {"version", "errors"},
-    {"storage", "console", "resources", "toml", "tsv"},
-    {"anatomy"},
+    {"storage", "resources", "toml", "fields"},
+    {"reading"},
+    {"tsv"},
+    {"anatomy", "claims", "cluster_file", "console"},
     {"nifti", "phantom"},
     {"synthesis", "models"},
     {"segmentation", "learning", "bids"},
-    {"spaces", "arguments", "status", "progress"},
+    {"spaces", "arguments", "progress"},
     {"pipeline"},
     {"execution", "edits", "demo", "evaluation", "figure", "painting"},
     {"scorecard", "work"},
@@ -35,10 +37,11 @@ TIERS = (
 TIER_OF = {room: number for number, rooms in enumerate(TIERS) for room in rooms}
 # Importing any of these must not load torch, neither itself nor through another module.
 WITHOUT_TORCH = {
-    "version", "errors", "storage", "console", "toml", "tsv", "arguments", "anatomy", "nifti",
-    "phantom", "bids", "resources", "status", "progress", "execution", "processes",
-    "dask_cluster", "demo", "evaluation", "figure", "scorecard", "levels", "submission", "cli",
-    "workbench", "__main__",
+    "version", "errors", "storage", "claims", "console", "toml", "fields", "reading", "tsv",
+    "arguments", "anatomy", "nifti", "phantom", "bids", "resources", "progress", "execution",
+    "processes", "cluster_file", "dask_cluster", "demo", "evaluation", "figure", "scorecard",
+    "levels",
+    "submission", "cli", "workbench", "__main__",
 }  # fmt: skip
 
 

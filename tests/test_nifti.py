@@ -1,6 +1,7 @@
 """NIfTI: every fault has a line that names file and cure; what is written lies where it was."""
 
 import gzip
+import os
 import re
 from itertools import permutations, product
 
@@ -61,8 +62,8 @@ UNUSABLE = {
     "constant": (nifti(RAMP * 0 + 7), "same value (7)"),
     "nan": (nifti(RAMP * np.nan), "no voxel is a finite number"),
     "no-form": (with_codes_zero(nifti(RAMP)), "qform and sform are both 0"),
-    "singular": (with_srow(nifti(RAMP), np.diag([1, 1, 0, 1])[:3]), "singular"),
-    "nan-affine": (with_srow(nifti(RAMP), np.full((3, 4), np.nan)), "finite"),
+    "singular": (with_srow(nifti(RAMP, qform=0), np.diag([1, 1, 0, 1])[:3]), "singular"),
+    "nan-affine": (with_srow(nifti(RAMP, qform=0), np.full((3, 4), np.nan)), "finite"),
     "complex": (nifti(RAMP.astype(np.complex64)), "complex"),
     "rgb": (nib.Nifti1Image(RGB, OBLIQUE), "colour"),
     "labels": (nifti(LABELS), "label map"),
@@ -97,11 +98,34 @@ def test_damaged_files(tmp_path, noise):
         "not_packed.nii.gz": (plain, "not gzip"),
         "packed.nii": (good, "rename it to .nii.gz"),
         "text.nii": (b"hello " * 100, "damaged"),
-        "annex.nii.gz": (b"/annex/objects/MD5E-s1--0.nii.gz\n", "not gzip"),
+        "web.nii.gz": (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        "cut_at_the_end.nii.gz": (good[:-8], "truncated"),
+        "checksum.nii.gz": (good[:-8] + b"\0\0\0\0" + good[-4:], "its checksum is wrong"),
+        "bits.nii.gz": (good[:-8] + good[-8:-4] + b"\0\0\0\0", "damaged"),
     }
     for name, (content, words) in faults.items():
         (tmp_path / name).write_bytes(content)
         check_one_line(tmp_path / name, BadData, words)
+
+
+def test_stand_ins_have_a_cure_each(tmp_path):
+    for content, cure in (
+        (b"/annex/objects/MD5E-s1--0.nii.gz\n", "fetch the data ('datalad get')"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    ):
+        (tmp_path / "scan.nii.gz").write_bytes(content)
+        check_one_line(tmp_path / "scan.nii.gz", InputMissing, cure)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "fifo.nii.gz")
+    (tmp_path / "folder.nii.gz").mkdir()
+    (tmp_path / "loop.nii.gz").symlink_to("loop.nii.gz")
+    (tmp_path / "device.nii.gz").symlink_to("/dev/zero")
+    for name in ("fifo", "folder", "device"):
+        check_one_line(tmp_path / f"{name}.nii.gz", BadData, "no regular file")
+    check_one_line(tmp_path / "loop.nii.gz", BadData, "leads back to itself")
+    check_one_line(tmp_path / ("x" * 300 + ".nii.gz"), BadData, "too long")
 
 
 def test_missing_files(tmp_path):
@@ -122,9 +146,14 @@ def test_odd_scans_are_used_with_a_warning(tmp_path, noise):
     def warnings(image):
         return " ".join(read_scan(saved(tmp_path, image)).warnings)
 
-    assert "negative intensities, down to -1000" in warnings(nifti(noise - 1000 - noise.min()))
-    assert "4D with one volume" in warnings(nifti(noise[..., None]))
-    assert "mm assumed" in warnings(with_units(nifti(noise), "unknown"))
+    def notes(image):
+        image = read_scan(saved(tmp_path, image))
+        assert not image.warnings
+        return " ".join(image.notes)
+
+    assert "negative intensities, down to -1000" in notes(nifti(noise - 1000 - noise.min()))
+    assert "4D with one volume" in notes(nifti(noise[..., None]))
+    assert "mm assumed" in notes(with_units(nifti(noise), "unknown"))
     assert "implausible voxel size of 20" in warnings(nifti(noise, np.diag([20.0, 20, 20, 1])))
     turned = nifti(noise)
     turned.set_qform(np.diag([-1.0, 1, 1, 1]), code=1)
@@ -143,7 +172,7 @@ def test_metres_become_millimetres_on_the_grid_only(tmp_path, noise):
     path = saved(tmp_path, with_units(nifti(noise, metres), "meter"))
     image = read_scan(path)
     np.testing.assert_allclose(image.volume.grid.voxel_size_mm, [1, 2, 1], rtol=1e-6)
-    assert "converted to mm" in image.warnings[0]
+    assert "converted to mm" in image.notes[0]
     write_image(tmp_path / "out.nii.gz", image.volume.data, image, np.float32)
     np.testing.assert_array_equal(nib.load(tmp_path / "out.nii.gz").affine, nib.load(path).affine)
 
@@ -151,7 +180,87 @@ def test_metres_become_millimetres_on_the_grid_only(tmp_path, noise):
 def test_metres_with_voxels_in_millimetres_are_not_believed(tmp_path, noise):
     image = read_scan(saved(tmp_path, with_units(nifti(noise, np.eye(4)), "meter")))
     np.testing.assert_allclose(image.volume.grid.voxel_size_mm, 1)
-    assert "mm assumed" in image.warnings[0]
+    assert "mm assumed" in image.notes[0]
+
+
+def test_an_invalid_form_beside_a_valid_one_is_said_and_left_out(tmp_path, noise):
+    """What is written carries the valid one alone."""
+    broken = [np.zeros((3, 4)), np.full((3, 4), np.nan), np.diag([1, 1, 0, 1])[:3]]
+    images = {"sform": [with_srow(nifti(noise), srow) for srow in broken]}
+    quaternion = nifti(noise)
+    quaternion.header["quatern_b"] = 3
+    pixdim = nifti(noise)
+    pixdim.header["pixdim"][1] = 0
+    images["qform"] = [quaternion, pixdim]
+    for form, several in images.items():
+        for image in several:
+            path = tmp_path / "raw.nii"
+            path.write_bytes(unchecked(image))
+            scan = read_scan(path)
+            np.testing.assert_allclose(scan.volume.grid.affine, OBLIQUE, atol=1e-5)
+            assert any(f"the {form} is no valid affine" in note for note in scan.notes)
+            assert not scan.warnings
+            write_image(tmp_path / "out.nii", noise, scan, np.float32)
+            header = nib.load(tmp_path / "out.nii").header
+            assert header[f"{form}_code"] == 0
+            np.testing.assert_allclose(header.get_best_affine(), OBLIQUE, atol=1e-5)
+            np.testing.assert_allclose(header.get_zooms(), [1, 1.1, 1.2], rtol=1e-5)
+
+
+def unchecked(image):
+    """The bytes of a file with this header, whatever nibabel thinks of it."""
+    return image.header.binaryblock + bytes(4) + np.asanyarray(image.dataobj).tobytes("F")
+
+
+def edited(image, **fields):
+    for name, value in fields.items():
+        image.header[name] = value
+    image.header.set_data_shape(image.shape)
+    image.header["vox_offset"] = fields.get("vox_offset", 352)
+    return unchecked(image)
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"scl_slope": 1, "scl_inter": np.nan}, "no number; 1 and 0 were used"),
+        ({"scl_slope": np.inf, "scl_inter": 0}, "no number; 1 and 0 were used"),
+        ({"xyzt_units": 0x55}, "unknown code 5; mm assumed"),
+        ({"scl_slope": 0, "scl_inter": 9}, None),  # as NIfTI wants it: not scaled
+    ],
+)
+def test_fields_that_are_not_valid_are_said_and_not_used(tmp_path, noise, fields, note):
+    image = with_units(nifti(noise), "mm")
+    image.header["scl_slope"], image.header["scl_inter"] = 1, 0
+    (tmp_path / "raw.nii").write_bytes(edited(image, **fields))
+    scan = read_scan(tmp_path / "raw.nii")
+    np.testing.assert_array_equal(scan.volume.data, noise)
+    assert [note in said for said in scan.notes] == [True] * (note is not None)
+    write_image(tmp_path / "out.nii", noise, scan, np.float32)
+    assert nib.load(tmp_path / "out.nii").header.get_xyzt_units()[0] == "mm"
+
+
+@pytest.mark.parametrize("offset", [np.inf, -np.inf, np.nan, 1e30, -1, 1, 353])
+def test_an_impossible_offset_of_the_voxels(tmp_path, noise, offset):
+    image = nifti(noise)
+    image.header["scl_slope"] = 1
+    (tmp_path / "raw.nii").write_bytes(edited(image, vox_offset=offset))
+    check_one_line(tmp_path / "raw.nii", BadData, "its header is damaged")
+
+
+def test_two_voxel_sizes_ask_for_a_look(tmp_path, noise):
+    larger = with_srow(nifti(noise, qform=0), (OBLIQUE @ np.diag([1.35, 1.35, 1.35, 1]))[:3])
+    larger.header["pixdim"][1:4] = 1, 1.1, 1.2
+    (tmp_path / "raw.nii").write_bytes(edited(larger, scl_slope=1, scl_inter=0))
+    [warning] = read_scan(tmp_path / "raw.nii").warnings
+    assert "1 x 1.1 x 1.2 mm (pixdim) and 1.35 x 1.49 x 1.62 mm (sform)" in warning
+
+
+def test_a_qform_without_voxel_sizes_is_refused(tmp_path, noise):
+    image = nifti(noise, sform=0)
+    image.header["pixdim"][2] = 0
+    (tmp_path / "raw.nii").write_bytes(edited(image, scl_slope=1, scl_inter=0))
+    check_one_line(tmp_path / "raw.nii", BadData, "voxel sizes (pixdim) are 0 or no numbers")
 
 
 def test_scan_with_few_grey_values_is_no_label_map(tmp_path, noise):

@@ -4,6 +4,7 @@ import configparser
 import json
 import re
 from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import click
@@ -96,6 +97,39 @@ def test_the_image_is_built_of_what_there_is():
     assert index.search(text)[1] == index.search(makefile)[1]
 
 
+def installed(extras):
+    """Name -> distribution of all that this package needs with these extras and that is here."""
+    found, left = {}, [("bids_synthseg", frozenset(extras))]
+    while left:
+        name, wanted = left.pop()
+        key = name.lower().replace("_", "-")
+        if wanted <= found.get(key, (None, frozenset()))[1] and key in found:
+            continue
+        try:
+            here = distribution(name)
+        except PackageNotFoundError:
+            continue
+        found[key] = here, wanted
+        for needed in map(Requirement, here.requires or []):
+            marker = needed.marker
+            if not marker or any(marker.evaluate({"extra": one}) for one in wanted or [""]):
+                left.append((needed.name, frozenset(needed.extras)))
+    return {name: here for name, (here, _) in found.items()}
+
+
+def test_licences_that_ask_for_more_than_their_text_are_named():
+    notice = (ROOT / "NOTICE").read_text("utf-8")
+    named = set(re.findall(r"^\* ([\w-]+)", notice, re.MULTILINE))
+    shared = set()
+    for name, here in installed(["dask", "demo", "report", "train"]).items():
+        about = here.metadata
+        words = [about.get("License-Expression"), (about.get("License") or "")[:200]]
+        words += [line for line in about.get_all("Classifier") or [] if "License" in line]
+        if re.search("GPL|MPL|General Public|Mozilla", " ".join(filter(None, words))):
+            shared.add(name)
+    assert {"connected-components-3d", "num2words"} <= shared <= named
+
+
 def test_the_build_context_holds_what_the_wheel_is_made_of():
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     let_in = [line[1:] for line in lines if line.startswith("!")]
@@ -104,7 +138,7 @@ def test_the_build_context_holds_what_the_wheel_is_made_of():
         "setup.cfg",
         "pyproject.toml",
         "constraints.txt",
-        metadata["metadata"]["license_files"],
+        *metadata["metadata"]["license_files"].split(),
     ]
     wanted.append(metadata["metadata"]["long_description"].removeprefix("file:").strip())
     folders = dict(

@@ -14,7 +14,7 @@ from conftest import nifti, write_tree
 from handmade import grid, head, interior, locator, reader, segmenter
 from scipy.spatial.transform import Rotation
 
-from bids_synthseg import cli, console, pipeline, spaces, work
+from bids_synthseg import __version__, cli, console, pipeline, spaces, work
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.volume import Grid
 from bids_synthseg.bids import report
@@ -23,12 +23,13 @@ from bids_synthseg.bids.growth import BrainGrowth
 from bids_synthseg.bids.nibabies import view_folder
 from bids_synthseg.bids.quality import MEASURES, Quality
 from bids_synthseg.bids.query import find_scan_groups
-from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.bids.status import read_status
+from bids_synthseg.errors import BadData, InputMissing, StorageProblem, UsageProblem
 from bids_synthseg.models.checkpoint import save_model
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
 from bids_synthseg.pipeline import Options, Segmenter, choose_device, devices, run_session
-from bids_synthseg.status import read_status
+from bids_synthseg.storage import file_sha256
 
 pytestmark = pytest.mark.usefixtures("package_log")
 
@@ -79,7 +80,7 @@ def session(bids_tree, tmp_path):
     """session({"T1w": image, "acq-x_T1w": ...}, **options) -> (result, output folder)."""
 
     def run(images, networks=None, fresh=True, **options):
-        options = Options(**options)
+        options = Options(**{"redo_changed": fresh, **options})
         if fresh:
             bids_tree({"sub-01": {"anat": {f"sub-01_{n}.nii.gz": i for n, i in images.items()}}})
         raw = tmp_path / "raw"
@@ -304,10 +305,10 @@ def test_when_the_image_is_written_too(session, tmp_path):
     _, out = session(images, write_preproc="always")
     assert {"desc-preproc_T1w.nii.gz", "desc-preproc_T2w.nii.gz"} < set(anat(out))
     # A second T1w changes what is needed, though not what is segmented.
-    assert session({}, fresh=False)[0].status == "done"
+    assert session({}, fresh=False, redo_changed=True)[0].status == "done"
     assert session({}, fresh=False)[0].status == "skipped"
     scan(T1W_PLACE).to_filename(tmp_path / "raw/sub-01/anat/sub-01_run-1_T1w.nii.gz")
-    result, out = session({}, fresh=False)
+    result, out = session({}, fresh=False, redo_changed=True)
     assert result.status == "done"
     assert [name for name in anat(out) if "preproc" in name] == [
         "desc-preproc_T1w.json", "desc-preproc_T1w.nii.gz"
@@ -394,11 +395,33 @@ def test_a_page_is_written_after_the_session(session, pages, tmp_path):
     (out / "sub-01.html").unlink()
     assert session(images, fresh=False)[0].status == "skipped"
     assert len(pages) == 2
-    # An old page does not stay beside a session that failed.
-    (tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
-    with pytest.raises(BadData):
-        session(images, fresh=False)
-    assert not (out / "sub-01.html").exists()
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        StorageProblem("sub-01.html: the disk is full"),
+        OSError("no cache"),
+        KeyError(1),
+    ],
+)
+def test_a_page_that_cannot_be_made_is_a_warning_and_made_by_the_next_run(
+    session, problem, monkeypatch
+):
+    def write(*_, **__):
+        raise problem
+
+    images = {"T1w": scan(T1W_PLACE)}
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_report", write)
+        result, out = session(images)
+        again, _ = session(images, fresh=False)
+    assert (result.status, again.status) == ("done", "skipped")
+    for message in (result.message, again.message):
+        assert "no report: " in message and str(problem) in message
+    assert record(out)["Signature"] and not (out / "sub-01.html").exists()
+    assert session(images, fresh=False)[0].message == "already done"
+    assert (out / "sub-01.html").is_file()
 
 
 def test_a_session_without_a_page_is_done(session, monkeypatch, caplog):
@@ -469,12 +492,28 @@ def test_what_is_finished_is_skipped(session):
     assert output.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("change", ["option", "weights", "input", "overwrite", "output", "scans"])
-def test_what_has_changed_is_done_again(session, tmp_path, change):
+def everything(out):
+    """Content of all results, their records and pages."""
+    files = (path for path in out.rglob("*") if path.is_file() and path.suffix != ".log")
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("option", "done before with mirror True; now False"),
+        ("weights", "done before with weights 000000000000; now 111111111111"),
+        ("input", "done before with another sub-01_T1w.nii.gz"),
+        ("scans", "done before with no sub-01_T2w.nii.gz"),
+        ("version", f"done before with version {__version__}; now 99"),
+    ],
+)
+def test_what_has_changed_is_done_again_when_that_is_wanted(
+    session, tmp_path, monkeypatch, caplog, change, words
+):
     images = {"T1w": scan(T1W_PLACE)}
-    _, out = session(images)
-    output = out / "sub-01/anat/sub-01_space-T1w_desc-aseg_dseg.nii.gz"
-    before, options, networks = output.read_bytes(), {}, None
+    _, out = session(images, segmenter("0" * 64))
+    before, options, networks = everything(out), {}, segmenter("0" * 64)
     raw = tmp_path / "raw/sub-01/anat"
     if change == "option":
         options = {"mirror": False}
@@ -483,30 +522,48 @@ def test_what_has_changed_is_done_again(session, tmp_path, change):
     elif change == "input":
         moved = head(T1W_PLACE, T1W_PLACE.centre_mm + 3)[1].data
         nifti(moved, T1W_PLACE.affine).to_filename(raw / "sub-01_T1w.nii.gz")
-    elif change == "overwrite":
-        options = {"overwrite": True}
-    elif change == "output":
-        output.unlink()
-    else:
+    elif change == "scans":
         scan(T2W_PLACE).to_filename(raw / "sub-01_T2w.nii.gz")
+    else:
+        monkeypatch.setattr(pipeline, "__version__", "99")
     result, _ = session(images, networks, fresh=False, **options)
+    assert result.status == "skipped" and words in result.message
+    assert words in caplog.text and "--redo-changed" in caplog.text
+    assert everything(out) == before
+    result, _ = session(images, networks, fresh=False, redo_changed=True, **options)
     assert result.status == "done"
-    assert output.is_file()
-    if change == "input":
-        assert output.read_bytes() != before
-    assert session(images, networks, fresh=False, **options | {"overwrite": False})[0].status == (
-        "skipped"
-    )
+    assert everything(out) != before
+    again, _ = session(images, networks, fresh=False, redo_changed=True, **options)
+    assert again.message == "already done"
 
 
-def test_a_failed_session_has_no_mark_of_completion(session, tmp_path):
+@pytest.mark.parametrize("change", ["overwrite", "missing", "damaged", "record"])
+def test_what_is_done_again_unasked(session, caplog, change):
     images = {"T1w": scan(T1W_PLACE)}
     _, out = session(images)
+    output = out / "sub-01/anat/sub-01_space-T1w_desc-aseg_dseg.nii.gz"
+    content, words = output.read_bytes(), "gone, or not as it was written"
+    if change == "missing":
+        output.unlink()
+    elif change == "damaged":
+        output.write_bytes(content[:-9] + bytes(9))
+    elif change == "record":
+        (out / "logs/sub-01.json").write_text(json.dumps(record(out) | {"Outputs": [1]}))
+        words = "no record (Outputs is of another type)"
+    result, _ = session(images, fresh=False, overwrite=change == "overwrite")
+    assert result.status == "done" and output.read_bytes() == content
+    assert (words in caplog.text) == (change != "overwrite")
+    assert session(images, fresh=False)[0].message == "already done"
+
+
+@pytest.mark.parametrize("words", [{"overwrite": True}, {"redo_changed": True}])
+def test_a_redo_that_fails_leaves_what_was_there(session, tmp_path, words):
+    _, out = session({"T1w": scan(T1W_PLACE)})
+    before = everything(out)
     (tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"")
     with pytest.raises(BadData, match=r"sub-01_T1w.nii.gz: the file is empty"):
-        session(images, fresh=False)
-    assert record(out)["Signature"] is None
-    assert anat(out) == []  # nothing that belongs to another input
+        session({}, fresh=False, **words)
+    assert everything(out) == before
 
 
 def test_warnings_name_their_file_once(session):
@@ -514,11 +571,14 @@ def test_warnings_name_their_file_once(session):
     data = image.get_fdata()
     data[0, 0, 0] = np.nan
     result, out = session({"T1w": nifti(data - 30, T1W_PLACE.affine)})
-    warnings = record(out)["Warnings"]
-    assert len(warnings) == 2
-    for warning in warnings:
-        assert warning.count("sub-01_T1w.nii.gz") == 1
-        assert warning in result.message
+    [warning], [note] = record(out)["Warnings"], record(out)["Notes"]
+    assert "NaN" in warning and "negative" in note
+    for said in (warning, note):
+        assert said.count("sub-01_T1w.nii.gz") == 1
+        assert said in result.message
+    # Only what asks for a look is a reason of the verdict.
+    reasons = record(out)["Quality"]["Reasons"]
+    assert warning in reasons and note not in reasons
 
 
 # Through the command: every bad input beside a good one.
@@ -627,9 +687,10 @@ def test_bad_input_fails_alone_and_odd_input_is_used_with_a_warning(tmp_path, ca
         image, source = nib.load(path), nib.load(raw / f"sub-{name}/anat/sub-{name}_T1w.nii.gz")
         assert image.affine.tobytes() == source.affine.tobytes()
         assert right_inside(np.asarray(image.dataobj), expected), name
-        warnings = record(out, f"sub-{name}")["Warnings"]
-        assert len(warnings) == (name != "good")
-        assert name == "good" or odd[name][1] in warnings[0]
+        found = record(out, f"sub-{name}")
+        said = [*found["Warnings"], *found["Notes"]]
+        assert len(said) == (name != "good")
+        assert name == "good" or odd[name][1] in said[0]
     # Once more: what is done is skipped, what failed fails again.
     assert call(raw, out, "participant", "-q") == 1
     rows = read_status(out / "logs/status.tsv")
@@ -660,6 +721,11 @@ def test_weights_are_loaded_with_their_checksum(tmp_path, monkeypatch):
         model = replace(reader(), network=UNet(small))
         save_model(tmp_path / f"{name}.safetensors", model)
     monkeypatch.setattr(pipeline, "shipped_folder", lambda: tmp_path)
+    with pytest.raises(InputMissing, match=r"SHA256SUMS: names no checksum of segm.*install"):
+        Segmenter.load(Options(device="cpu"))
+    names = ("segmentation.safetensors", "locator.safetensors")
+    lines = [f"{file_sha256(tmp_path / name)}  {name}\n" for name in names]
+    (tmp_path / "SHA256SUMS").write_text("".join(lines))
     first = Segmenter.load(Options(device="cpu"))
     again = Segmenter.load(Options(device="cpu"))
     other = Segmenter.load(Options(device="cpu", model=tmp_path / "other.safetensors"))
@@ -689,3 +755,46 @@ def test_the_hand_made_locator_is_what_the_pipeline_expects():
     networks = segmenter()
     assert networks.table == LabelTable.default()
     assert locator().head.n_channels == 2
+
+
+# Another file under the same name, while the session runs.
+
+
+def replaced(path, image):
+    """As a download does: written beside, then renamed."""
+    beside = path.with_name("new.nii.gz")
+    image.to_filename(beside)
+    beside.replace(path)
+
+
+def test_a_scan_that_changes_while_it_is_read_fails(session, tmp_path, monkeypatch):
+    path = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    read = pipeline.nifti.read_scan
+
+    def slow_read(scan_path):
+        image = read(scan_path)
+        replaced(path, scan(T2W_PLACE))
+        return image
+
+    monkeypatch.setattr("bids_synthseg.nifti.read_scan", slow_read)
+    with pytest.raises(BadData, match=r"sub-01_T1w\.nii\.gz: has changed while it was read; run"):
+        session({"T1w": scan(T1W_PLACE)})
+
+
+def test_a_scan_that_changes_before_the_end_is_said(session, tmp_path, monkeypatch):
+    path = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    merge = pipeline.write_spaces
+
+    def write_and_replace(*arguments):
+        replaced(path, scan(T2W_PLACE))
+        return merge(*arguments)
+
+    monkeypatch.setattr(pipeline, "write_spaces", write_and_replace)
+    result, out = session({"T1w": scan(T1W_PLACE)})
+    [warning] = record(out)["Warnings"]
+    assert warning.startswith(f"{path}: has changed since it was read")
+    assert warning in result.message
+    monkeypatch.setattr(pipeline, "write_spaces", merge)
+    # The record is of what was read: the new file is done anew.
+    result, _ = session({}, fresh=False)
+    assert result.status == "skipped" and "another sub-01_T1w.nii.gz" in result.message

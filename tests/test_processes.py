@@ -14,9 +14,9 @@ from fake_work import GROUPS, FakeWork
 
 from bids_synthseg.bids import plan
 from bids_synthseg.bids.scans import Scan, ScanGroup
+from bids_synthseg.bids.status import read_status
 from bids_synthseg.execution import run_sessions
 from bids_synthseg.processes import OWN_MEMORY_MB, _death, fitting_processes, processes
-from bids_synthseg.status import read_status
 
 PATIENCE_S = 120
 SCANS = tuple(Scan.from_path(Path(f"sub-1_{suffix}.nii")) for suffix in ("T1w", "T2w"))
@@ -89,7 +89,7 @@ def test_how_many(wanted, n_groups, n_cpus, memory_gb, devices, expected, caplog
     [
         (-9, "failed", "killed by signal 9 (SIGKILL), most likely for memory; give it more memory"),
         (-11, "failed", "killed by signal 11 (SIGSEGV), a crash in a library"),
-        (143, "interrupted", "ended by SIGTERM"),
+        (143, "interrupted", "ended by a signal"),
         (1, "failed", "exit code 1"),
     ],
 )
@@ -144,6 +144,8 @@ def test_stop_on_first_crash_abandons_what_runs(tmp_path):
     [
         (signal.SIGTERM, 1, 143, "ended by the signal SIGTERM"),
         (signal.SIGTERM, 2, 143, "ended by the signal SIGTERM"),
+        (signal.SIGHUP, 1, 143, "ended by the signal SIGHUP"),
+        (signal.SIGUSR1, 2, 143, "ended by the signal SIGUSR1"),
         (signal.SIGINT, 2, 130, "interrupted by the user"),
         (signal.SIGKILL, 2, -9, ""),
     ],

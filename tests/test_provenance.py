@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from bids_synthseg.bids.provenance import SessionRecord, bids_uri, resolve_uri
+from bids_synthseg.bids.provenance import SessionRecord, bids_uri, differences, resolve_uri
 from bids_synthseg.errors import BadData
+from bids_synthseg.storage import file_sha256
 
 
 @pytest.fixture
@@ -62,28 +63,68 @@ def test_what_leads_nowhere(places, uri, words):
 @pytest.fixture
 def record(tmp_path):
     """The record of a finished session with outputs a and b."""
-    record = SessionRecord(tmp_path / "logs" / "sub-01.json", tmp_path)
-    record.start()
+    outputs = {}
     for name in ("a", "b"):
-        record.add(tmp_path / name)
         (tmp_path / name).write_text(name)
-    record.finish("one", {"Warnings": []})
-    return record
-
-
-def test_a_new_start_keeps_what_it_is_told_to(record, tmp_path):
-    record.start(keep=[tmp_path / "a", tmp_path / "none of its own"])
-    assert (tmp_path / "a").is_file() and not (tmp_path / "b").exists()
-    assert record.finished_with() is None
-    record.add(tmp_path / "c")
-    (tmp_path / "c").write_text("ccc")
-    record.finish("two")
-    assert json.loads(record.path.read_text())["Outputs"] == {"a": 1, "c": 3}
+        outputs[name] = file_sha256(tmp_path / name)
+    path = tmp_path / "sub-01.json"
+    path.write_text(json.dumps({"Signature": "one", "Outputs": outputs}))
+    return SessionRecord(path, tmp_path)
 
 
 def test_finished_with(record, tmp_path):
     assert record.finished_with() == "one"
     assert record.is_finished("one") and not record.is_finished("two")
-    (tmp_path / "b").write_text("longer")
+    (tmp_path / "b").write_text("c")  # of equal size
+    assert record.damaged(record.read()) == ["b"]
     assert record.finished_with() is None and not record.is_finished("one")
-    assert SessionRecord(tmp_path / "logs" / "sub-02.json", tmp_path).finished_with() is None
+    assert SessionRecord(tmp_path / "sub-02.json", tmp_path).finished_with() is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"Outputs": 5}, {"Outputs": ["a"]}, {"Outputs": {"a": 1}}, {"Outputs": None},
+        {"Signature": 3}, {"MadeWith": []}, {"MadeWith": {"Inputs": 1}}, {"Warnings": "none"},
+        {"Scans": 1}, {"LeftOut": [1]}, {"Edited": ""},
+    ],
+)  # fmt: skip
+def test_what_this_app_did_not_write_is_no_record(record, change, caplog):
+    record.path.write_text(json.dumps(record.read() | change))
+    assert record.read() == {}
+    assert f"no record ({next(iter(change))} " in caplog.text
+    assert record.reason_to_skip({}, overwrite=False, redo_changed=False) is None
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "\x00", "[" * 100_000])
+def test_damaged_json_is_no_record(record, text, caplog):
+    record.path.write_text(text)
+    assert record.read() == {} and "no record" in caplog.text
+
+
+BASIS = {
+    "Inputs": [["sub-01_T1w.nii", "1"], ["sub-01_T2w.nii", "2"]],
+    "Version": "1.0",
+    "WeightsSHA256": "0" * 64,
+    "Options": {"write_preproc": "several", "preproc": ["T1w"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"Options": BASIS["Options"] | {"write_preproc": "always"}},
+         "write_preproc always; now several"),
+        ({"Options": {}}, "write_preproc unknown, preproc unknown; now several, T1w"),
+        ({"Options": {**BASIS["Options"], "edited": ["T1w", "T2w"]}}, "edited T1w+T2w; now not so"),
+        ({"Version": "0.9", "WeightsSHA256": "ab" * 32},
+         "version 0.9, weights abababababab; now 1.0, 000000000000"),
+        ({"Inputs": [["sub-01_T1w.nii", "3"]]}, "another sub-01_T1w.nii; with no sub-01_T2w.nii"),
+        ({"Inputs": [*BASIS["Inputs"], ["x.nii", "4"]]}, "x.nii as well"),
+        ({"Inputs": BASIS["Inputs"][::-1]}, "scans in another order"),
+        ({"Inputs": 3, "Options": 3}, "write_preproc unknown, preproc unknown; now several, T1w; "
+         "with no sub-01_T1w.nii; with no sub-01_T2w.nii"),
+    ],
+)  # fmt: skip
+def test_what_differs_from_the_run_before(change, words):
+    assert differences(BASIS | change, BASIS) == f"done before with {words}"

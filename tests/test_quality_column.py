@@ -1,13 +1,14 @@
 """The quality column of scans.tsv: numbers rank, some words drop, all else says nothing."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from bids_synthseg.bids.quality_column import excludes, quality_rank, quality_score, read_quality
 from bids_synthseg.bids.query import find_scan_groups
-from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.errors import UsageProblem
 
 
 @pytest.mark.parametrize(
@@ -100,19 +101,40 @@ def test_sessions_have_tables_of_their_own(bids_tree):
     assert [group.scans[0].entities["run"] for group in groups] == ["2", "1"]
 
 
+def check_problem(root, words):
+    """A table that cannot be read fails its own session."""
+    assert re.search(words, read_quality(root, [("1", None)], "qc")[1]["1", None])
+    [group] = find_scan_groups(root, quality_column="qc")
+    assert re.search(words, group.problem) and not group.scans
+
+
+def test_rows_that_contradict_each_other_do_not_count(bids_tree, caplog):
+    tree = runs("1", "1")
+    name = "anat/sub-1_run-2_T1w.nii.gz"
+    tree["sub-1"]["sub-1_scans.tsv"] += f"{name}\t5\n"
+    [group] = find_scan_groups(bids_tree(tree), quality_column="qc")
+    assert [scan.entities["run"] for scan in group.scans] == ["1"]
+    assert "its rows for sub-1_run-2_T1w.nii.gz contradict each other (1, 5)" in caplog.text
+
+
+def test_capitals_in_the_name_of_the_column(bids_tree):
+    tree = runs("1", "3")
+    tree["sub-1"]["sub-1_scans.tsv"] = tree["sub-1"]["sub-1_scans.tsv"].replace("qc", "QC")
+    for column in ("qc", "QC"):
+        [group] = find_scan_groups(bids_tree(tree), quality_column=column)
+        assert [scan.entities["run"] for scan in group.scans] == ["2"]
+
+
 def test_tables_that_cannot_be_used(bids_tree):
     root = bids_tree(runs("1"))
     with pytest.raises(UsageProblem, match=r"--quality-column stars: .* columns are: qc"):
         find_scan_groups(root, quality_column="stars")
     (root / "sub-1/sub-1_scans.tsv").write_text("file\tqc\n")
-    with pytest.raises(BadData, match=r"sub-1_scans\.tsv: has no column 'filename'"):
-        read_quality(root, [("1", None)], "qc")
+    check_problem(root, r"sub-1_scans\.tsv: has no column 'filename'")
     (root / "sub-1/sub-1_scans.tsv").write_text("filename\tqc\nanat/a.nii\n")
-    with pytest.raises(BadData, match=r"sub-1_scans\.tsv: line 2 has 1 cell"):
-        read_quality(root, [("1", None)], "qc")
+    check_problem(root, r"sub-1_scans\.tsv: line 2 has 1 cell")
     (root / "sub-1/sub-1_scans.tsv").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(BadData, match=r"sub-1_scans\.tsv: cannot be read"):
-        read_quality(root, [("1", None)], "qc")
+    check_problem(root, r"sub-1_scans\.tsv: cannot be read")
     (root / "sub-1/sub-1_scans.tsv").unlink()
     with pytest.raises(UsageProblem, match="columns are: none"):
         read_quality(root, [("1", None)], "qc")

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
 import pytest
+from conftest import write_tree
 
 from bids_synthseg.bids.query import find_scan_groups
 from bids_synthseg.bids.scans import Scan, ScanGroup, choose_scans
@@ -224,20 +226,21 @@ def test_only_the_anat_folders_of_wanted_subjects_are_looked_at(dataset, monkeyp
     from bids.layout.index import BIDSLayoutIndexer
 
     indexed, listed = [], []
-    index_file, iterdir = BIDSLayoutIndexer._index_file, Path.iterdir
+    index_file, scandir = BIDSLayoutIndexer._index_file, os.scandir
 
     def spy(self, path, entities):
         indexed.append(Path(str(path)).relative_to(dataset).as_posix())
         return index_file(self, path, entities)
 
-    def spy_folder(self):
-        listed.append(self.relative_to(dataset).as_posix())
-        return iterdir(self)
+    def spy_folder(folder):
+        if isinstance(folder, Path):  # pybids lists by other means
+            listed.append(folder.relative_to(dataset).as_posix())
+        return scandir(folder)
 
     monkeypatch.setattr(BIDSLayoutIndexer, "_index_file", spy)
-    monkeypatch.setattr(Path, "iterdir", spy_folder)
+    monkeypatch.setattr("os.scandir", spy_folder)
     find_scan_groups(dataset, participants=["03"])
-    assert (listed, indexed) == (["sub-03/anat"], [])
+    assert (listed, indexed) == ([".", "sub-03", "sub-03/anat"], [])
     find_scan_groups(dataset, participants=["03"], filters={"t1w": {"acquisition": "a"}})
     assert indexed == ["sub-03/anat/sub-03_acq-a_T1w.nii.gz"]
 
@@ -253,3 +256,85 @@ def test_broken_json_elsewhere_does_not_matter(dataset):
     (dataset / "sub-02/anat/sub-02_T2w.json").write_text("{broken")
     (dataset / "participants.json").write_text(json.dumps([]))
     assert names(find_scan_groups(dataset, participants=["02"])) == {"sub-02": ["sub-02_T2w"]}
+
+
+# Folders that cannot be listed: each is a problem of its own session, in words that name it.
+
+
+@pytest.fixture
+def many(bids_tree):
+    """sub-01 without sessions, sub-02 with sessions a and b."""
+    sessions = {f"ses-{name}": anat(f"sub-02_ses-{name}_T1w") for name in "ab"}
+    return bids_tree({"sub-01": anat("sub-01_T1w"), "sub-02": sessions})
+
+
+def problems(groups):
+    return {group.label: group.problem for group in groups if group.problem}
+
+
+@pytest.mark.parametrize(
+    ("folder", "label"),
+    [
+        ("sub-01", "sub-01"),
+        ("sub-01/anat", "sub-01"),
+        ("sub-02", "sub-02"),
+        ("sub-02/ses-a/anat", "sub-02_ses-a"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(13, "no permission to read it"), (40, "leads back to itself"), (5, "cannot be read")],
+)
+def test_a_folder_that_cannot_be_listed(many, monkeypatch, folder, label, number, words):
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == many / folder:
+            raise OSError(number, os.strerror(number))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    groups = find_scan_groups(many)
+    assert list(problems(groups)) == [label]
+    assert words in problems(groups)[label]
+    assert problems(groups)[label].startswith(f"{many / folder}: ")
+    others = {"sub-01": ["sub-01_T1w"]} | {
+        f"sub-02_ses-{name}": [f"sub-02_ses-{name}_T1w"] for name in "ab"
+    }
+    done = {group.label: names([group])[group.label] for group in groups if not group.problem}
+    assert done == {key: value for key, value in others.items() if not key.startswith(label)}
+
+
+def test_links_of_folders_that_lead_nowhere(many):
+    (many / "sub-03").symlink_to("gone")
+    (many / "sub-04").symlink_to("sub-04")
+    (many / "sub-05_notes.txt").symlink_to("gone")
+    found = problems(find_scan_groups(many))
+    assert found == {
+        "sub-03": f"{many}/sub-03: the link leads nowhere; fetch the data ('datalad get')",
+        "sub-04": f"{many}/sub-04: a link that leads back to itself; replace it",
+    }
+    assert problems(find_scan_groups(many, participants=["01"])) == {}
+
+
+def test_a_broken_folder_of_derivatives_fails_its_own_subject(many, tmp_path, monkeypatch):
+    """The raw scan in place of the one that was asked for would be wrong in silence."""
+    root = write_tree(
+        tmp_path / "svr",
+        {"dataset_description.json": {"Name": "SVR"}, "sub-02": {"ses-a": {"anat": {}}}},
+    )
+    (root / "sub-02/ses-a/anat").rmdir()
+    (root / "sub-02/ses-a/anat").symlink_to("anat")
+    found = problems(find_scan_groups(many, derivatives={"svr": root}))
+    assert list(found) == ["sub-02_ses-a"] and "leads back to itself" in found["sub-02_ses-a"]
+
+
+@pytest.mark.parametrize("name", ["sub-0\t1", "sub-0\n1", b"sub-0\xe41", "sub-0\x1b1"])
+def test_names_that_cannot_stand_in_a_table_are_left_out_and_said(many, name, caplog):
+    folder = os.fsencode(many) + b"/" + os.fsencode(name)
+    os.makedirs(folder + b"/anat")
+    Path(os.fsdecode(folder + b"/anat/" + os.fsencode(name) + b"_T1w.nii")).touch()
+    assert len(find_scan_groups(many)) == 3
+    [message] = caplog.messages
+    assert "left out, as its name holds" in message and message.isprintable()
+    assert "sub-0\\" in message

@@ -221,3 +221,9 @@ def test_the_manifest_is_that_of_sha256sum(tmp_path):
     compare_checksums(tmp_path, {"two.safetensors": "0" * 64, "unlisted": "b" * 64})
     with pytest.raises(BadData, match=r"two\.safetensors: not the file"):
         compare_checksums(tmp_path, {"two.safetensors": "1" * 64})
+
+
+def test_shipped_weights_without_a_checksum_are_refused(tmp_path):
+    with pytest.raises(InputMissing, match=r"names no checksum of a\.safetensors.* install"):
+        compare_checksums(tmp_path, {"a.safetensors": "0" * 64}, shipped=True)
+    compare_checksums(tmp_path, {"a.safetensors": "0" * 64})

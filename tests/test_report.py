@@ -273,7 +273,7 @@ def test_a_scan_of_another_data_set(raw, out, phantom_labels, tmp_path):
         (
             lambda raw, paths: (paths.output_dir / "logs/config.toml").write_text("= ="),
             BadData,
-            "config.toml: not TOML",
+            "config.toml: not valid TOML",
         ),
     ],
 )  # fmt: skip

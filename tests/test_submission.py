@@ -254,6 +254,27 @@ class TestTraining:
         assert process.returncode == code and not (tmp_path / "notes").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"time": "1:00\ntouch owned"}, {"partition": "a\r"}, {"gres": "gpu:1\x1b"},
+        {"output_dir": "o\nrm"}, {"bids_dir": "b\u2028"}, {"container": Path("a\n.sif")},
+        {"extra": ("--no-tta\n#SBATCH",)}, {"output_dir": "back\\slash"},
+    ],
+)  # fmt: skip
+def test_no_word_becomes_a_line_of_the_script(tmp_path, change):
+    folders = {name: tmp_path / change.pop(name, name) for name in ("bids_dir", "output_dir")}
+    with pytest.raises(UsageProblem) as caught:
+        Job(**folders, **change)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_percent_sign_in_a_path_is_none_of_slurms(tmp_path):
+    script = array_script(Job(tmp_path / "b", tmp_path / "50%A"), [0])
+    assert f"#SBATCH --output={tmp_path}/50%%A/logs/slurm-%A_%a.out\n" in script.replace("'", "")
+    assert f"{tmp_path}/50%A participant" in script.replace("'", "")
+
+
 def test_impossible_jobs(tmp_path):
     for change in ({"num_parts": 0}, {"mem_gb": 0}, {"nodes": 0}, {"n_procs": 0}):
         with pytest.raises(UsageProblem, match="at least 1"):

@@ -84,5 +84,5 @@ def test_nothing_to_read(tmp_path):
     assert read_rows(tmp_path / "none.tsv", "name") == []
     assert read(tmp_path, "") == []
     assert read(tmp_path, "name\tvalue\n", "name") == []
-    with pytest.raises(BadData, match="cannot be read"):
+    with pytest.raises(BadData, match="no regular file but a folder"):
         read_rows(tmp_path)

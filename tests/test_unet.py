@@ -45,7 +45,7 @@ def test_every_kind_answers_in_every_voxel(norm, activation):
         ({"norm": "batch"}, "norm must be one of"),
         ({"activation": "swish"}, "activation one of"),
         ({"kernel": 2}, "kernel must be odd"),
-        ({"convs": (1, 0, 1, 1, 1)}, "at least 1"),
+        ({"convs": (1, 0, 1, 1, 1)}, "convs must be from 1"),
     ],
 )
 def test_impossible_architectures_are_refused(wrong, complaint):

@@ -1,8 +1,12 @@
-"""Label maps on another grid."""
+"""Label maps: told from scans, and seen on another grid."""
 
 import numpy as np
 
 from bids_synthseg.anatomy.volume import Grid, Volume, resample
+
+# A label map repeats few whole numbers over large regions; a scan has noise.
+_LABELS_AT_MOST = 64
+_FLAT_SHARE = 0.6
 
 
 def carry_labels(labels: Volume, grid: Grid) -> Volume:
@@ -57,3 +61,29 @@ def _seen(source: Grid, grid: Grid) -> tuple[slice, ...]:
     first = np.maximum(0, np.floor(places.min(axis=0))).astype(int)
     last = np.minimum(np.array(grid.shape) - 1, np.ceil(places.max(axis=0))).astype(int)
     return tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+
+
+def is_label_map(data: np.ndarray) -> bool:
+    """Few distinct whole numbers, and neighbours in the foreground mostly equal.
+
+    Eight-bit scans with few grey values pass as scans because of their noise.
+    """
+    # A thin sample settles almost every scan without sorting millions of values.
+    for values in (data.ravel()[:: max(1, data.size // 50_000)], data):
+        distinct, counts = np.unique(values, return_counts=True)
+        if len(distinct) > _LABELS_AT_MOST or not np.array_equal(distinct, distinct.round()):
+            return False
+    foreground = data != distinct[counts.argmax()]
+    pairs = equal = 0
+    for axis in range(3):
+        here, there = _neighbours(data, axis)
+        both = np.logical_and(*_neighbours(foreground, axis))
+        pairs += int(both.sum())
+        equal += int((both & (here == there)).sum())
+    return equal >= _FLAT_SHARE * max(1, pairs)
+
+
+def _neighbours(data: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Views of all voxels but the last and all but the first along an axis."""
+    moved = np.moveaxis(data, axis, 0)
+    return moved[:-1], moved[1:]

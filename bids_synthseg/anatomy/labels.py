@@ -121,6 +121,12 @@ class LabelTable:
 
 
 def _label(record: dict) -> Label:
-    numbers = {key: int(record[key]) for key in ("index", "mapping", "mirror", "aseg")}
     words = ("name", "abbreviation", "color", "structure", "side")
-    return Label(**numbers, **{key: str(record[key]) for key in words})
+    try:
+        numbers = {key: int(record[key]) for key in ("index", "mapping", "mirror", "aseg")}
+        texts = {key: str(record[key]) for key in words}
+    except (KeyError, TypeError, OverflowError) as problem:
+        raise ValueError(f"a label that is not described ({problem!r})") from problem
+    if unfit := [key for key, number in numbers.items() if not 0 <= number < 2**31]:
+        raise ValueError(f"{unfit[0]} {numbers[unfit[0]]:.3g} is no number of a label")
+    return Label(**numbers, **texts)

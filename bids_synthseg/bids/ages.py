@@ -1,9 +1,11 @@
 """Ages of sessions from the tables of a BIDS data set, in the order in which NiBabies asks them.
 
-`_scans.tsv` (first row of anat), then `_sessions.tsv`, then `participants.tsv`; in a table the
-first column there is of `age_weeks`, `age_months`, `age_years`, `age_days`, `age`. A bare `age`
+`_scans.tsv` (rows of anat), then `_sessions.tsv`, then `participants.tsv`; in a table the first
+column there is of `age_weeks`, `age_months`, `age_years`, `age_days`, `age`. A bare `age`
 counts only with `Units` in the JSON that describes the table: BIDS means years, studies of infants
-often do not. Of a subject with several sessions the age in participants.tsv is that of none.
+often do not. Of a subject with several sessions the age in participants.tsv is that of none,
+unless a column `session_id` says which. Several rows for one session count where they agree within
+two weeks.
 `age_weeks_pma`, weeks since the last menstrual period, is read beside these and in the same order.
 
 Nothing is guessed: an age that is not clear is unknown, and a warning says why.
@@ -11,14 +13,16 @@ Nothing is guessed: an age that is not clear is unknown, and a warning says why.
 
 import logging
 import math
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_synthseg.bids.reading import read_object
+from bids_synthseg.bids.scans_table import read_scans_table, scans_table
 from bids_synthseg.bids.sessions import Key
-from bids_synthseg.errors import BadData
+from bids_synthseg.errors import AppError
+from bids_synthseg.reading import read_object
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 
 DAYS_PER_MONTH = 365.25 / 12
@@ -42,6 +46,9 @@ _SINCE_BIRTH = {
     "age": None,
 }
 _SINCE_CONCEPTION = {"age_weeks_pma": "week"}
+_SESSION_COLUMNS = ("session_id", "session", "ses")
+_SAME_AGE_DAYS = 14.0  # a session may take days; rows further apart contradict each other
+_OLDEST_DAYS = 130 * 365.25
 _WARNINGS_IN_FULL = 3
 
 logger = logging.getLogger(__name__)
@@ -56,12 +63,14 @@ class Age:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A row of a table about a session; `described_by`: JSON files, the nearest first."""
+class _Rows:
+    """The rows of a table that are about a session; `described_by`: JSON files, the nearest
+    first; `of_all`: so many sessions they are about alike."""
 
     table: Path
-    cells: dict[str, str]
+    rows: tuple[dict[str, str], ...]
     described_by: tuple[Path, ...]
+    of_all: int = 1
 
 
 class _Unclear(ValueError):
@@ -74,29 +83,41 @@ def read_ages(bids_dir: Path, sessions: Iterable[Key]) -> dict[Key, Age]:
     for subject, session in sessions:
         by_subject[subject].append(session)
     complaints: dict[str, None] = {}  # as an ordered set
-    participants = _rows(bids_dir / "participants.tsv", complaints)
-    by_participant = {_label(row, "participant_id"): row for row in reversed(participants)}
+    participants = bids_dir / "participants.tsv"
+    by_participant = _by_label(participants, "participant_id", complaints)
     ages = {}
     for subject, own in by_subject.items():
         folder = bids_dir / f"sub-{subject}"
-        sessions_table = folder / f"sub-{subject}_sessions.tsv"
-        by_session = {
-            _label(row, "session_id"): row for row in reversed(_rows(sessions_table, complaints))
-        }
-        n_sessions = len(set(own) | {path.name[4:] for path in folder.glob("ses-*")})
+        table = folder / f"sub-{subject}_sessions.tsv"
+        by_session = _by_label(table, "session_id", complaints)
+        n_sessions = len(set(own) | _session_folders(folder))
         for session in own:
-            rows = list(_scans_row(bids_dir, subject, session, complaints))
-            if session in by_session:
-                json_files = (sessions_table.with_suffix(".json"), bids_dir / "sessions.json")
-                rows.append(_Row(sessions_table, by_session[session], json_files))
-            if subject in by_participant:
-                table = bids_dir / "participants.tsv"
-                rows.append(_Row(table, by_participant[subject], (table.with_suffix(".json"),)))
+            scans = scans_table(bids_dir, (subject, session))
+            of_subject = by_participant.get(subject, [])
+            of_session = _of_session(of_subject, session)
+            asked = (
+                _Rows(
+                    scans,
+                    _scans_rows(bids_dir, (subject, session), complaints),
+                    (scans.with_suffix(".json"), bids_dir / "scans.json"),
+                ),
+                _Rows(
+                    table,
+                    tuple(by_session.get(session or "", ())),
+                    (table.with_suffix(".json"), bids_dir / "sessions.json"),
+                ),
+                _Rows(
+                    participants,
+                    tuple(of_subject if of_session is None else of_session),
+                    (participants.with_suffix(".json"),),
+                    n_sessions if of_session is None else 1,
+                ),
+            )
             found = []
             for columns in (_SINCE_BIRTH, _SINCE_CONCEPTION):
                 try:
-                    found.append(_first_age(rows, columns, n_sessions))
-                except (_Unclear, BadData) as problem:
+                    found.append(_first_age(asked, columns, f"sub-{subject}"))
+                except (_Unclear, AppError) as problem:
                     complaints[str(problem)] = None
                     found.append(None)
             days, days_pma = found
@@ -108,39 +129,57 @@ def read_ages(bids_dir: Path, sessions: Iterable[Key]) -> dict[Key, Age]:
     return ages
 
 
-def _first_age(rows: list[_Row], columns: dict[str, str | None], n_sessions: int) -> float | None:
-    """Days, from the first row that has one; None where no row has. Raises _Unclear, BadData."""
-    for row in rows:
-        column = next((name for name in columns if name in row.cells), None)
-        if column is None or row.cells[column].strip().lower() in NOT_AVAILABLE:
+def _first_age(
+    tables: Iterable[_Rows], columns: dict[str, str | None], subject: str
+) -> float | None:
+    """Days, from the first table that tells; None where none does. Raises _Unclear, AppError."""
+    for about in tables:
+        told = [(row, name) for row in about.rows if (name := _told(row, columns))]
+        if not told:
             continue
-        if row.table.name == "participants.tsv" and n_sessions > 1:
+        if about.of_all > 1:
             raise _Unclear(
-                f"{row.table}: one age for {n_sessions} sessions of sub-{_label(row.cells)}; "
+                f"{about.table}: one age for {about.of_all} sessions of {subject}; "
                 "write them into its _sessions.tsv"
             )
-        return _days(row, column, columns[column])
+        days = [_days(about, row, name, columns[name]) for row, name in told]
+        if max(days) - min(days) > _SAME_AGE_DAYS:
+            raise _Unclear(
+                f"{about.table}: {len(days)} rows of {subject} contradict each other; keep one for "
+                "each session"
+            )
+        return days[0]
     return None
 
 
-def _days(row: _Row, column: str, unit: str | None) -> float:
-    text = row.cells[column].strip()
+def _told(row: dict[str, str], columns: Iterable[str]) -> str | None:
+    """The first of the columns that there is, if its cell tells anything."""
+    name = next((name for name in columns if name in row), None)
+    return name if name and row[name].strip().lower() not in NOT_AVAILABLE else None
+
+
+def _days(about: _Rows, row: dict[str, str], column: str, unit: str | None) -> float:
+    text = row[column].strip()
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise _Unclear(f"{row.table}: {column} {text!r} is not a number")
+        raise _Unclear(f"{about.table}: {column} {text!r} is not a number")
     if value < 0:
-        raise _Unclear(f"{row.table}: {column} {text} is negative")
-    return value * _DAYS[unit or _described_unit(row, column)]
+        raise _Unclear(f"{about.table}: {column} {text} is negative")
+    days = value * _DAYS[unit or _described_unit(about, column)]
+    if days > _OLDEST_DAYS:
+        raise _Unclear(f"{about.table}: {column} {text} is no age that people reach")
+    return days
 
 
-def _described_unit(row: _Row, column: str) -> str:
+def _described_unit(about: _Rows, column: str) -> str:
     """The unit that the JSON files tell; raises _Unclear where they do not."""
-    for path in row.described_by:
-        about = read_object(path).get(column)
-        given = about.get("Units") if isinstance(about, dict) else None
+    for path in about.described_by:
+        described = {str(name).lower(): told for name, told in read_object(path).items()}
+        told = described.get(column)
+        given = told.get("Units") if isinstance(told, dict) else None
         if given is None:
             continue
         unit = _UNITS.get(str(given).strip().rstrip(".").lower())
@@ -148,36 +187,54 @@ def _described_unit(row: _Row, column: str) -> str:
             raise _Unclear(f"{path}: Units {given!r} of {column}; write day, week, month or year")
         return unit
     raise _Unclear(
-        f"{row.table}: {column} has no Units in {row.described_by[0].name}, so it may be years or "
-        "months; write them there, or name the column age_months"
+        f"{about.table}: {column} has no Units in {about.described_by[0].name}, so it may be years "
+        "or months; write them there, or name the column age_months"
     )
 
 
-def _scans_row(
-    bids_dir: Path, subject: str, session: str | None, complaints: dict[str, None]
-) -> Iterator[_Row]:
-    """The first row of `_scans.tsv` that is about an image in anat."""
-    folder, stem = bids_dir / f"sub-{subject}", f"sub-{subject}"
-    if session:
-        folder, stem = folder / f"ses-{session}", f"{stem}_ses-{session}"
-    table = folder / f"{stem}_scans.tsv"
-    for cells in _rows(table, complaints):
-        if cells.get("filename", "").startswith("anat/"):
-            yield _Row(table, cells, (table.with_suffix(".json"), bids_dir / "scans.json"))
-            return
-
-
-def _rows(table: Path, complaints: dict[str, None]) -> list[dict[str, str]]:
+def _scans_rows(
+    bids_dir: Path, key: Key, complaints: dict[str, None]
+) -> tuple[dict[str, str], ...]:
+    """The rows of `_scans.tsv` that are about an image in anat."""
     try:
-        return read_rows(table)
-    except BadData as problem:
+        rows = read_scans_table(bids_dir, key)
+    except AppError as problem:
         complaints[str(problem)] = None
-        return []
+        return ()
+    return tuple(row for path, row in rows if path.parent.name == "anat")
 
 
-def _label(cells: dict[str, str], column: str = "participant_id") -> str:
-    """The label of a row, with or without its prefix."""
-    return cells.get(column, "").strip().removeprefix("sub-").removeprefix("ses-")
+def _of_session(rows: list[dict[str, str]], session: str | None) -> list[dict[str, str]] | None:
+    """Those of a subject's rows that name this session; None where none names any."""
+    column = next((name for name in _SESSION_COLUMNS if any(name in row for row in rows)), None)
+    if column is None or all(_label(row, column) in NOT_AVAILABLE for row in rows):
+        return None
+    return [row for row in rows if _label(row, column) == (session or "")]
+
+
+def _session_folders(folder: Path) -> set[str]:
+    try:
+        return {name[4:] for name in os.listdir(folder) if name.startswith("ses-")}
+    except OSError:  # a subject that derivatives alone have, or one that fails by itself
+        return set()
+
+
+def _by_label(
+    table: Path, column: str, complaints: dict[str, None]
+) -> dict[str, list[dict[str, str]]]:
+    """Rows of a table by the label in a column."""
+    found: dict[str, list[dict[str, str]]] = defaultdict(list)
+    try:
+        for row in read_rows(table, column):
+            found[_label(row, column)].append(row)
+    except AppError as problem:
+        complaints[str(problem)] = None
+    return found
+
+
+def _label(row: dict[str, str], column: str) -> str:
+    """The label in a cell, with or without its prefix."""
+    return row.get(column, "").strip().removeprefix("sub-").removeprefix("ses-")
 
 
 def _warn(complaints: list[str]) -> None:

@@ -4,9 +4,11 @@ The root files depend on the input, the data sets of derivatives named, the vers
 table alone, so that every shard of a job writes the same bytes and no order matters.
 """
 
+import errno
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -18,9 +20,13 @@ from bids_synthseg.bids.query import read_description
 from bids_synthseg.bids.scans import RAW
 from bids_synthseg.bids.tables import format_table, label_table_text
 from bids_synthseg.errors import BadData, UsageProblem
-from bids_synthseg.storage import atomic_file, make_folder, write_text
+from bids_synthseg.storage import atomic_file, explain, make_folder, write_text
 
 NAME = "bids_synthseg"
+_DESCRIPTION = "dataset_description.json"
+_MARKS = ("plan.tsv", "status*.tsv", "sub-*.json")
+"""Names in logs/ that tell of an output of this App."""
+_PROBE = re.compile(r"\.?\.probe|\.dataset_description\.json\.")
 BIDS_VERSION = "1.10.0"
 # `figures` and `training` without a slash: with one, the validator ignores their content only.
 BIDSIGNORE = "*.html\nlogs/\n**/figures\n*_xfm.*\n*_volumes.*\ngroup_*\ntraining\n"
@@ -67,9 +73,23 @@ logger = logging.getLogger(__name__)
 def prepare_output(bids_dir: Path, output_dir: Path) -> Path:
     """Create the output folder; returns its absolute path.
 
+    Errors as `check_output`, and StorageProblem where it cannot be written to.
+    """
+    output = check_output(bids_dir, output_dir)
+    make_folder(output)
+    # Rights and space show only in writing.
+    with atomic_file(output / ".probe") as stream:
+        stream.write(bytes(1 << 20))
+    (output / ".probe").unlink(missing_ok=True)  # another shard may have been faster
+    return output
+
+
+def check_output(bids_dir: Path, output_dir: Path) -> Path:
+    """The absolute path of the output folder; nothing is created.
+
     Raises UsageProblem where it is the input, lies in it elsewhere than in a folder of
-    derivatives/, or holds another data set; CannotCreate or StorageProblem where it cannot be
-    written to.
+    derivatives/, or holds another data set; CannotCreate where it cannot be written to, as far as
+    rights tell.
     """
     output = Path(os.path.abspath(output_dir))
     raw = Path(bids_dir).resolve()
@@ -88,17 +108,17 @@ def prepare_output(bids_dir: Path, output_dir: Path) -> Path:
     _check_owner(output, cure)
     if (version := written_by(output)) not in (None, __version__):
         logger.info(
-            "%s: written by version %s, this is %s; the sessions asked for now are all done again, "
-            "others stay as they are",
+            "%s: written by version %s, this is %s; sessions that are finished stay as they are "
+            "without --redo-changed",
             output,
             version,
             __version__,
         )
-    make_folder(output)
-    # Rights and space show only in writing.
-    with atomic_file(output / ".probe") as stream:
-        stream.write(bytes(1 << 20))
-    (output / ".probe").unlink(missing_ok=True)  # another shard may have been faster
+    there = next(folder for folder in (output, *output.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise explain(NotADirectoryError(errno.ENOTDIR, "not a folder"), output)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise explain(PermissionError(errno.EACCES, "no permission"), output)
     return output
 
 
@@ -159,27 +179,41 @@ def dataset_description(
 def dataset_links(output_dir: Path) -> dict[str, Path]:
     """The data sets of derivatives that an output is linked to: name in BIDS URIs -> folder.
 
-    Empty where there is no output yet. Raises BadData for a description that is broken.
+    Empty where there is no output yet, or, with a warning, where its description is damaged.
     """
-    found = _description(output_dir).get("DatasetLinks") or {}
+    links = _description(output_dir).get("DatasetLinks") or {}
+    if not isinstance(links, dict) or not all(isinstance(path, str) for path in links.values()):
+        logger.warning("%s: DatasetLinks is damaged and begun anew", output_dir / _DESCRIPTION)
+        return {}
     return {
         name: (output_dir.resolve() / folder).resolve()
-        for name, folder in found.items()
+        for name, folder in links.items()
         if name != RAW
     }
 
 
 def written_by(output_dir: Path) -> str | None:
     """The version that last wrote to an output; None where there is no output yet."""
-    made_by = _description(output_dir).get("GeneratedBy") or [{}]
-    return made_by[0].get("Version")
+    return _generator(_description(output_dir)).get("Version")
 
 
 def _description(output_dir: Path) -> dict:
-    """The description of the output, {} where it has none yet."""
-    if not (output_dir / "dataset_description.json").exists():
+    """The description of the output, {} where it has none yet, or one that is damaged."""
+    if not (output_dir / _DESCRIPTION).exists():
         return {}
-    return read_description(output_dir)
+    try:
+        return read_description(output_dir)
+    except BadData as error:
+        logger.warning("%s; it is written anew", error)
+        return {}
+
+
+def _generator(description: dict) -> dict:
+    """Who made a data set, {} where that is not told as BIDS wants it."""
+    match description.get("GeneratedBy"):
+        case [dict() as made_by, *_]:
+            return made_by
+    return {}
 
 
 def _known(fields: dict) -> dict:
@@ -187,15 +221,34 @@ def _known(fields: dict) -> dict:
 
 
 def _check_owner(output: Path, cure: str) -> None:
-    """Raises UsageProblem where the folder is a data set that this App did not make."""
-    if not (output / "dataset_description.json").exists():
-        return
-    try:
-        made_by = read_description(output).get("GeneratedBy") or [{}]
-    except BadData as error:
-        raise UsageProblem(f"{error}, or {cure}") from error
-    if made_by[0].get("Name") != NAME:
-        raise UsageProblem(f"{output}: holds a data set that {NAME} did not make; {cure}")
+    """Raises UsageProblem where the folder holds what this App did not make."""
+    problem = ""
+    if (output / _DESCRIPTION).exists():
+        try:
+            name = _generator(read_description(output)).get("Name")
+        except BadData as error:
+            problem = f"{error}, or {cure}"
+        else:
+            if name == NAME:
+                return
+            problem = f"{output}: holds a data set that {NAME} did not make; {cure}"
+            if name is not None:
+                raise UsageProblem(problem)
+    elif foreign := _foreign(output):
+        problem = (
+            f"{output}: not empty, and holds {foreign}, which {NAME} did not write and could "
+            f"overwrite; {cure}"
+        )
+    # Without a description that can be read, what only this App leaves in logs/ tells whose it is.
+    if problem and not any(next((output / "logs").glob(name), None) for name in _MARKS):
+        raise UsageProblem(problem)
+
+
+def _foreign(output: Path) -> str | None:
+    """The first name in a folder that is none of ours from before there is a description."""
+    own = {"logs", "training", ".bidsignore"}
+    names = (path.name for path in output.iterdir()) if output.is_dir() else ()
+    return min((name for name in names if name not in own and not _PROBE.match(name)), default=None)
 
 
 def _code_url() -> str | None:

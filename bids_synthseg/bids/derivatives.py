@@ -1,12 +1,13 @@
 """Files of one session in the output: their names, and how each is written with its sidecar.
 
-Every file appears whole or not at all, a sidecar after its image. Names are those of BIDS
-derivatives that NiBabies reads: exactly one `space-<contrast>_desc-aseg_dseg` and
+They are written aside and appear together when the session is finished (`staging`). Names are
+those of BIDS derivatives that NiBabies reads: exactly one `space-<contrast>_desc-aseg_dseg` and
 `desc-brain_mask` per session and contrast, and no other `dseg` without a `desc`.
 """
 
+import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,8 +15,9 @@ import numpy as np
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.provenance import SessionRecord, bids_uri
-from bids_synthseg.bids.scans import Scan
+from bids_synthseg.bids.scans import Scan, ScanGroup
 from bids_synthseg.bids.sessions import session_label
+from bids_synthseg.bids.staging import Staging
 from bids_synthseg.bids.tables import (
     VOLUME_COLUMNS,
     tissue_channels,
@@ -23,7 +25,7 @@ from bids_synthseg.bids.tables import (
     write_table,
 )
 from bids_synthseg.nifti import Image, write_image
-from bids_synthseg.storage import explain, write_json, write_text
+from bids_synthseg.storage import TEMPORARY_BYTES, remove_leftovers, write_json, write_text
 
 # The order in which BIDS wants entities after subject and session.
 _SCAN_ENTITIES = ("acq", "ce", "rec", "run", "echo", "part")
@@ -52,7 +54,7 @@ class SessionPaths:
 
     @property
     def record(self) -> Path:
-        """What the session was made from, and the mark that it is finished."""
+        """What the session was made from; it is there where the session is finished."""
         return self.output_dir / "logs" / f"{self.label}.json"
 
     @property
@@ -78,9 +80,46 @@ class SessionPaths:
         return self.anat / ("_".join([self.label, *pairs, suffix]) + extension)
 
 
+def name_problem(group: ScanGroup, output_dir: Path, per_image: bool = False) -> str | None:
+    """Why the file system cannot take the names of this session's outputs, with the one to blame.
+
+    per_image: whether the segmentation of every single scan is written as well.
+    """
+    there = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
+    longest = os.pathconf(there, "PC_NAME_MAX") - TEMPORARY_BYTES
+    paths = SessionPaths(output_dir, *group.key)
+    names = {group.label: paths.file("mask", space="T1w", desc="disagreement").name}
+    for scan in group.scans if per_image else ():
+        own = {key: scan.entities[key] for key in _SCAN_ENTITIES if key in scan.entities}
+        desc = f"native{scan.suffix}"
+        names[scan.path.name] = paths.file("dseg", **own, space="orig", desc=desc).name
+    for culprit, name in names.items():
+        if (beyond := len(os.fsencode(name)) - longest) > 0:
+            return (
+                f"{culprit}: its labels make names of outputs {beyond} characters longer than the "
+                "file system takes; shorten them"
+            )
+    return None
+
+
+def session_record(paths: SessionPaths) -> SessionRecord:
+    """The record of a session."""
+    return SessionRecord(paths.record, paths.output_dir)
+
+
 def is_finished(paths: SessionPaths, signature: str) -> bool:
-    """True where a run with this `session_signature` ended and all its outputs are still there."""
-    return SessionRecord(paths.record, paths.output_dir).is_finished(signature)
+    """True where a run with this signature ended and all its outputs are as it left them."""
+    return session_record(paths).is_finished(signature)
+
+
+def settle(paths: SessionPaths) -> None:
+    """Bring a session whose run was killed into one state: the new one where that was complete,
+    else the one before; remove what is left over. No other run may be at it."""
+    Staging(session_record(paths), paths.report).settle()
+    own = {paths.report.name, paths.record.name}
+    for folder in (paths.output_dir, paths.record.parent):
+        remove_leftovers(folder, own.__contains__)
+    remove_leftovers(paths.anat, lambda name: name.startswith(f"{paths.label}_"))
 
 
 @dataclass(frozen=True)
@@ -98,9 +137,11 @@ class Space:
 
 
 class SessionWriter:
-    """Writes the derivatives of one session and keeps its record.
+    """Writes the derivatives of one session, which take the place of earlier ones when all are
+    there.
 
-    `start` first, `finish` last; every `write_` method returns the path of its image or table.
+    `start` first, `finish` last, `discard` after that or after an error; every `write_` method
+    returns the path where its image or table is written, which is not yet its place.
     config_sha256, weights_sha256: what the session was computed with, for the sidecars; links: name
     in BIDS URIs of other data sets that sources lie in.
     """
@@ -117,20 +158,26 @@ class SessionWriter:
         self.paths = paths
         self.bids_dir = bids_dir
         self.links = links
-        self.record = SessionRecord(paths.record, paths.output_dir)
+        self.record = session_record(paths)
+        self._staging = Staging(self.record, paths.report)
+        self._staged = replace(paths, output_dir=self._staging.folder)
+        self._kept: dict[str, str] = {}
         self._hashes = {"ConfigSHA256": config_sha256, "WeightsSHA256": weights_sha256}
 
     def start(self, keep: Collection[Path] = ()) -> None:
-        """Remove what an earlier run of this session left, all but `keep`; its report too."""
-        self.record.start(keep)
-        try:
-            self.paths.report.unlink(missing_ok=True)
-        except OSError as error:
-            raise explain(error, self.paths.report) from error
+        """Bring the session into one state; of its earlier outputs, `keep` are to stay."""
+        settle(self.paths)
+        earlier = self.record.read()
+        places = self.record.outputs(earlier)
+        self._kept = {n: earlier["Outputs"][n] for n, path in places.items() if path in keep}
 
     def finish(self, signature: str, details: dict | None = None) -> None:
-        """Mark the session as finished."""
-        self.record.finish(signature, details)
+        """Put all that was written in place; `details` (plain JSON) go into the record."""
+        self._staging.commit({"Signature": signature, **(details or {})}, self._kept)
+
+    def discard(self) -> None:
+        """Remove what was written and never finished."""
+        self._staging.discard()
 
     def write_aseg(self, space: Space, labels: np.ndarray, *, manual: bool = False) -> Path:
         """(X, Y, Z) FreeSurfer ids; ValueError for one above 255, on which NiBabies fails."""
@@ -138,7 +185,7 @@ class SessionWriter:
             "Description": "Segmentation with FreeSurfer's label numbers (desc-aseg_dseg.tsv)",
             "Manual": manual,
         }
-        path = self.paths.file("dseg", space=space.contrast, desc="aseg")
+        path = self._staged.file("dseg", space=space.contrast, desc="aseg")
         return self._write_image(path, labels, space, np.uint8, about, "label")
 
     def write_native(self, space: Space, labels: np.ndarray) -> Path:
@@ -147,7 +194,7 @@ class SessionWriter:
             "Description": "Segmentation with the labels of the model (desc-native_dseg.tsv)",
             "Manual": False,
         }
-        path = self.paths.file("dseg", space=space.contrast, desc="native")
+        path = self._staged.file("dseg", space=space.contrast, desc="native")
         return self._write_image(path, labels, space, np.int16, about, "label")
 
     def write_per_image(
@@ -162,20 +209,20 @@ class SessionWriter:
         space = Space(scan.suffix, like, (scan.path,))
         written = []
         for kind, labels, dtype in (("aseg", aseg, np.uint8), ("native", native, np.int16)):
-            path = self.paths.file("dseg", **own, space="orig", desc=f"{kind}{scan.suffix}")
+            path = self._staged.file("dseg", **own, space="orig", desc=f"{kind}{scan.suffix}")
             written.append(self._write_image(path, labels, space, dtype, about, "label"))
         return written
 
     def write_mask(self, space: Space, mask: np.ndarray) -> Path:
         """(X, Y, Z) bool brain mask."""
         about = {"Type": "Brain", "Description": "Brain mask: the labels of the brain, filled"}
-        path = self.paths.file("mask", space=space.contrast, desc="brain")
+        path = self._staged.file("mask", space=space.contrast, desc="brain")
         return self._write_image(path, mask.astype(bool), space, np.uint8, about)
 
     def write_confidence(self, space: Space, confidence: np.ndarray) -> Path:
         """(X, Y, Z) probability of the label that was chosen, in steps of 1/255."""
         about = {"Description": "Probability of the label that was chosen, before cleaning"}
-        path = self.paths.file("probseg", space=space.contrast, desc="confidence")
+        path = self._staged.file("probseg", space=space.contrast, desc="confidence")
         return self._write_probabilities(path, confidence, space, about, compact=True)
 
     def write_disagreement(self, space: Space, disagreement: np.ndarray) -> Path:
@@ -184,7 +231,7 @@ class SessionWriter:
             "Type": "ROI",  # of the four types that BIDS knows
             "Description": "Voxels where T1w alone and T2w alone choose different labels",
         }
-        path = self.paths.file("mask", space=space.contrast, desc="disagreement")
+        path = self._staged.file("mask", space=space.contrast, desc="disagreement")
         return self._write_image(path, disagreement.astype(bool), space, np.uint8, about)
 
     def write_volumes(
@@ -206,8 +253,7 @@ class SessionWriter:
         about: Mapping[str, dict],
     ) -> Path:
         """Any table per structure; `about` has Description (and Units) of every column."""
-        path = self.paths.file("volumes", ".tsv", space=space.contrast, desc=desc)
-        self.record.add(path, path.with_suffix(".json"))
+        path = self._staged.file("volumes", ".tsv", space=space.contrast, desc=desc)
         write_table(path, columns, about)
         return path
 
@@ -221,7 +267,7 @@ class SessionWriter:
             "Description": "Posterior probability of every label of the model, one per volume",
             "LabelMap": [row.abbreviation for row in table.rows],
         }
-        path = self.paths.file("probseg", space=space.contrast, desc="posteriors")
+        path = self._staged.file("probseg", space=space.contrast, desc="posteriors")
         return self._write_probabilities(path, np.moveaxis(data, 0, -1), space, about, compact)
 
     def write_tissues(
@@ -237,7 +283,7 @@ class SessionWriter:
                 total += data[channel]
             # Sums of rounded probabilities may exceed 1 in the last bit.
             np.clip(total, 0, 1, out=total)
-            path = self.paths.file("probseg", space=space.contrast, label=tissue)
+            path = self._staged.file("probseg", space=space.contrast, label=tissue)
             paths.append(self._write_probabilities(path, total, space, about, compact))
         return paths
 
@@ -247,13 +293,12 @@ class SessionWriter:
         how: in words, how the sources were merged and whether the bias field was corrected.
         """
         about = {"Description": how, "SkullStripped": False}
-        path = self.paths.file(space.contrast, desc="preproc")
+        path = self._staged.file(space.contrast, desc="preproc")
         return self._write_image(path, data, space, np.float32, about)
 
     def write_transform(self, source: str, target: str, text: str) -> Path:
         """An ITK transform file that takes images of one contrast to the space of the other."""
-        path = self.paths.file("xfm", ".txt", **{"from": source, "to": target, "mode": "image"})
-        self.record.add(path)
+        path = self._staged.file("xfm", ".txt", **{"from": source, "to": target, "mode": "image"})
         write_text(path, text)
         return path
 
@@ -280,11 +325,13 @@ class SessionWriter:
             "SpatialReference": self.uri(space.reference or space.like.path),
             **self._hashes,
         }
-        self.record.add(path, sidecar)
         write_image(path, data, space.like, dtype, "bids_synthseg", intent, slope)
         write_json(sidecar, about)
         return path
 
     def uri(self, path: Path) -> str:
-        """How a file of the input, the output or a linked data set is named in JSON."""
+        """How a file of the input, the output or a linked data set is named in JSON; one that is
+        not in its place yet, by its place."""
+        if path.is_relative_to(self._staged.output_dir):
+            path = self.paths.output_dir / path.relative_to(self._staged.output_dir)
         return bids_uri(path, self.bids_dir, self.paths.output_dir, self.links)

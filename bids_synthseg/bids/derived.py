@@ -33,12 +33,16 @@ def check_names(derivatives: Mapping[str, Path]) -> None:
 
 def find_derived(
     derivatives: Mapping[str, Path], subjects: Collection[str]
-) -> dict[Key, list[Scan]]:
-    """Session -> its T1w and T2w in the data sets, one data set after the other as named."""
+) -> tuple[dict[Key, list[Scan]], dict[Key, str]]:
+    """Session -> its T1w and T2w in the data sets, one data set after the other as named; and
+    session, or subject (session None) -> why its folder in one of them could not be listed."""
     found: dict[Key, list[Scan]] = defaultdict(list)
+    problems: dict[Key, str] = {}
     for name, root in derivatives.items():
-        for key, paths in anat_images(root, subjects).items():
+        listing = anat_images(root, subjects)
+        problems |= listing.problems
+        for key, paths in listing.images.items():
             scans = [Scan.from_path(path, name) for path in paths]
             # Masks, maps and label maps are there by the dozen, and nobody asks why not them.
             found[key] += [scan for scan in scans if scan.suffix in CONTRASTS]
-    return {key: scans for key, scans in found.items() if scans}
+    return {key: scans for key, scans in found.items() if scans}, problems

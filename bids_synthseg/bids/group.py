@@ -14,6 +14,7 @@ from bids_synthseg.bids.query import read_description
 from bids_synthseg.bids.results import STATUSES, Result, read_results
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.bids.tables import write_table
+from bids_synthseg.bids.tidying import at_work, settle_sessions
 from bids_synthseg.errors import InputMissing
 from bids_synthseg.storage import write_text
 
@@ -66,6 +67,7 @@ def write_group(bids_dir: Path, output_dir: Path) -> list[Result]:
     cannot be written to.
     """
     title = read_description(bids_dir).get("Name") or bids_dir.absolute().name
+    settle_sessions(output_dir)
     results = read_results(output_dir)
     if not results:
         raise InputMissing(
@@ -75,9 +77,10 @@ def write_group(bids_dir: Path, output_dir: Path) -> list[Result]:
     output = prepare_output(bids_dir, output_dir)
     ages = read_ages(bids_dir, [result.key for result in results])
     columns, about = volumes_table(results, ages)
-    write_table(output / "group_volumes.tsv", columns, about)
-    write_table(output / "group_qc.tsv", qc_table(results, ages), _QC)
-    write_text(output / "group.html", page(str(title), results, ages))
+    with at_work(output):
+        write_table(output / "group_volumes.tsv", columns, about)
+        write_table(output / "group_qc.tsv", qc_table(results, ages), _QC)
+        write_text(output / "group.html", page(str(title), results, ages))
     return results
 
 

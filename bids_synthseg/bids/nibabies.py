@@ -6,7 +6,6 @@ is said holds for NiBabies: two files for one key break its workflow, `seg-` is 
 label above 255 is beyond its table (NiBabies and niworkflows as of mid 2026).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from bids_synthseg.bids.scans import CONTRASTS, Scan
 from bids_synthseg.errors import AppError, InputMissing
 from bids_synthseg.nifti import Image, read_labels, read_scan
+from bids_synthseg.reading import is_there, read_object
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -268,13 +268,12 @@ def _sidecar_faults(path: Path) -> list[str]:
     """NiBabies' manual asks for SpatialReference, though its code does not read it."""
     sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return ["no JSON sidecar next to it"]
-    except (OSError, ValueError):
+        if not is_there(sidecar):
+            return ["no JSON sidecar next to it"]
+        content = read_object(sidecar)
+    except AppError:
         return ["its JSON sidecar cannot be read"]
-    there = isinstance(content, dict) and content.get("SpatialReference")
-    return [] if there else ["its sidecar has no SpatialReference"]
+    return [] if content.get("SpatialReference") else ["its sidecar has no SpatialReference"]
 
 
 def _numbers(values: Sequence[int]) -> str:

@@ -4,15 +4,18 @@
 in the number of scans. Of the newborns of 0.86 mm in benchmarks/README.md one took 24.7 s for T1w,
 T2w and report on two cores of an AMD EPYC (Zen 3) without GPU, and five one after another 1.67 GB;
 how much of the memory a second scan takes is an estimate from its posteriors.
-Images are not opened, so that a plan of thousands of sessions takes seconds; larger grids take
-more.
+Only a dry run opens images, and only their headers; larger grids take more.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.bids.tables import format_table
+from bids_synthseg.errors import AppError
+from bids_synthseg.nifti import read_geometry
+from bids_synthseg.reading import read_head
 
 SECONDS_PER_SCAN = 12.0
 MEMORY_MB = 1200.0
@@ -21,7 +24,7 @@ MEMORY_MB_PER_SCAN = 240.0
 
 def expected_seconds(group: ScanGroup) -> float:
     """Seconds on two cores."""
-    return SECONDS_PER_SCAN * len(group.scans)
+    return 0.0 if group.problem else SECONDS_PER_SCAN * len(group.scans)
 
 
 def expected_memory_mb(group: ScanGroup) -> float:
@@ -29,24 +32,39 @@ def expected_memory_mb(group: ScanGroup) -> float:
     return MEMORY_MB + MEMORY_MB_PER_SCAN * len(group.scans)
 
 
+def checked(group: ScanGroup) -> ScanGroup:
+    """The session with the problem that it would fail of, as far as file names and the headers of
+    its scans tell; `segment` meets the same one, with the same words."""
+    try:
+        for scan in group.scans if not group.problem else ():
+            read_head(scan.path)
+        for scan in group.scans if not group.problem else ():
+            read_geometry(scan.path)
+    except AppError as error:
+        return replace(group, problem=str(error))
+    return group
+
+
 def plan_text(groups: Sequence[ScanGroup], bids_dir: Path) -> str:
     """Table with one row per image, tab-separated; those outside the data set by their full path.
 
     What a session is expected to take stands in the row of its first scan alone, so that the
-    column adds up.
+    column adds up. One that is known to fail says so in place of "segmented".
     """
     root = Path(bids_dir).absolute()
     columns: dict[str, list] = {
         name: [] for name in ("subject", "session", "image", "use", "seconds", "memory_mb")
     }
     for group in groups:
-        uses = [(scan.path, "segmented") for scan in group.scans]
+        use = f"fails: {group.problem}" if group.problem else "segmented"
+        uses: list[tuple[Path | None, str]] = [(scan.path, use) for scan in group.scans]
+        uses = uses or [(None, use)]
         uses += [(path, f"left out: {reason}") for path, reason in group.left_out]
         for number, (path, use) in enumerate(uses):
             row = (
                 f"sub-{group.subject}",
                 f"ses-{group.session}" if group.session else None,
-                path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path),
+                path and _shown(path, root),
                 use,
                 expected_seconds(group) if number == 0 else None,
                 expected_memory_mb(group) if number == 0 else None,
@@ -56,13 +74,19 @@ def plan_text(groups: Sequence[ScanGroup], bids_dir: Path) -> str:
     return format_table(columns)
 
 
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
 def plan_summary(groups: Sequence[ScanGroup]) -> str:
     """One line on all sessions together."""
     took = in_words(sum(map(expected_seconds, groups)))
     memory_gb = max(map(expected_memory_mb, groups), default=0.0) / 1000
     scans = sum(len(group.scans) for group in groups)
+    failing = sum(bool(group.problem) for group in groups)
     return (
-        f"{_count(len(groups), 'session')}, {_count(scans, 'scan')}: about {took} "
+        (f"{_count(failing, 'session')} will fail; " if failing else "")
+        + f"{_count(len(groups), 'session')}, {_count(scans, 'scan')}: about {took} "
         f"one after another on two cores, {memory_gb:.1f} GB of memory"
     )
 

@@ -4,44 +4,59 @@ A number ranks scans of one contrast, the higher the better; a word such as "fai
 drops the scan; anything else ("pass", "n/a", no row, no table) says nothing, and the names decide.
 """
 
+import logging
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from bids_synthseg.errors import UsageProblem
-from bids_synthseg.tsv import read_rows
+from bids_synthseg.bids.scans_table import read_scans_table, scans_table
+from bids_synthseg.bids.sessions import Key
+from bids_synthseg.errors import AppError, UsageProblem
 
 EXCLUDING = frozenset({"fail", "failed", "exclude", "excluded", "reject", "rejected"})
 
+logger = logging.getLogger(__name__)
+
 
 def read_quality(
-    root: Path, sessions: Iterable[tuple[str, str | None]], column: str
-) -> dict[Path, str]:
-    """Image -> content of the column, over (subject, session) labels of the data set at `root`.
+    root: Path, sessions: Iterable[Key], column: str
+) -> tuple[dict[Path, str], dict[Key, str]]:
+    """Image -> content of the column, over the sessions of the data set at `root`; and session ->
+    why its table cannot be used.
 
-    Raises UsageProblem where no scans.tsv has the column.
+    An image with several rows that differ has no quality, which a warning tells. Raises
+    UsageProblem where no scans.tsv has the column.
     """
     found: dict[Path, str] = {}
+    problems: dict[Key, str] = {}
     seen: set[str] = set()
-    for subject, session in sessions:
-        folder = root / f"sub-{subject}"
-        rows = read_scans_table(folder / f"ses-{session}" if session else folder)
-        seen.update(*rows.values())
-        found |= {path: row[column] for path, row in rows.items() if column in row}
-    if column not in seen:
+    for key in sessions:
+        try:
+            rows = read_scans_table(root, key)
+        except AppError as error:
+            problems[key] = str(error)
+            continue
+        seen.update(name for _, row in rows for name in row)
+        said: dict[Path, set[str]] = defaultdict(set)
+        for path, row in rows:
+            name = column if column in row else column.lower()
+            if name in row:
+                said[path].add(row[name].strip())
+        for path, cells in said.items():
+            if len(cells) > 1:
+                logger.warning(
+                    "%s: its rows for %s contradict each other (%s); none of them counts",
+                    scans_table(root, key), path.name, ", ".join(sorted(cells)),
+                )  # fmt: skip
+            else:
+                found[path] = cells.pop()
+    if not seen & {column, column.lower()} and not (problems and not seen):
         there = ", ".join(sorted(seen - {"filename"})) or "none"
         raise UsageProblem(
             f"--quality-column {column}: no scans.tsv in {root} has it; columns are: {there}"
         )
-    return found
-
-
-def read_scans_table(session_dir: Path) -> dict[Path, dict[str, str]]:
-    """Rows of the `*_scans.tsv` of a session by image, {} where there is none; BadData for a table
-    that cannot be read."""
-    tables = sorted(session_dir.glob("sub-*_scans.tsv"))
-    rows = read_rows(tables[0], "filename") if tables else []
-    return {session_dir / row["filename"]: row for row in rows}
+    return found, problems
 
 
 def quality_score(text: str | None) -> float | None:

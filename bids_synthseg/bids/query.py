@@ -5,7 +5,6 @@ fMRIPrep, and an index made before. Which scan represents a contrast is the rule
 are not opened.
 """
 
-import json
 import logging
 import re
 from collections import defaultdict
@@ -15,11 +14,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bids_synthseg.bids.derived import EDITS, check_names, find_derived
-from bids_synthseg.bids.folders import EXTENSIONS, anat_images, subjects_in
+from bids_synthseg.bids.folders import EXTENSIONS, Listing, anat_images, subjects_in
 from bids_synthseg.bids.quality_column import read_quality
 from bids_synthseg.bids.scans import CONTRASTS, Scan, ScanGroup, choose_scans, unusable
 from bids_synthseg.bids.sessions import Key, session_order
 from bids_synthseg.errors import BadData, InputMissing, NothingSelected, UsageProblem
+from bids_synthseg.reading import is_there, read_object
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -41,7 +41,8 @@ def find_scan_groups(
     quality_column: str | None = None,
     derivatives: Mapping[str, Path] = MappingProxyType({}),
 ) -> list[ScanGroup]:
-    """The sessions to segment, sorted by subject and session; each has at least one scan.
+    """The sessions to segment, sorted by subject and session; each has at least one scan, or a
+    problem: a folder of its own that cannot be listed.
 
     participants, sessions: labels with or without "sub-", "ses-"; empty means all. filters: the
     content of a BIDS filter file, of which the keys "t1w" and "t2w" are read (null: entity absent,
@@ -63,26 +64,36 @@ def find_scan_groups(
     subjects = _wanted_subjects(root, others, participants)
     queries = _queries(filters or {}, contrasts)
     layout = _open_layout(root, subjects, database_dir) if queries or database_dir else None
-    images = _indexed_images(root, layout, subjects) if layout else anat_images(root, subjects)
+    listing = (
+        Listing(_indexed_images(root, layout, subjects))
+        if layout and database_dir
+        else anat_images(root, subjects)
+    )
+    images = listing.images
     excluded = {
         path
         for contrast, query in queries.items()
         for path in _excluded(layout, contrast, query, images)
     }
-    derived = find_derived(others, subjects)
+    derived, problems = find_derived(others, subjects)
+    listing = Listing(images, listing.problems | problems)
     wanted = {label.removeprefix("ses-") for label in sessions}
-    keys = images.keys() | derived.keys()
+    keys = images.keys() | derived.keys() | listing.problems.keys()
     _check_labels("ses-", wanted, {session for _, session in keys if session}, root)
 
     if without := set(subjects) - {subject for subject, _ in keys}:
         logger.info("no image in anat, so left out: %s", _some("sub-", without))
 
-    quality = read_quality(root, images, quality_column) if quality_column else {}
+    quality, unrated = read_quality(root, images, quality_column) if quality_column else ({}, {})
     groups, seen = [], False
     for key in sorted(keys, key=session_order):
         paths, also = images.get(key, []), derived.get(key, [])
         seen = seen or any(unusable(s, key) is None for s in (*map(Scan.from_path, paths), *also))
-        if wanted and key[1] not in wanted:
+        # What a subject's folder would have held is not known: it fails whatever was asked for.
+        if wanted and key[1] not in wanted and not (key[1] is None and key in listing.problems):
+            continue
+        if problem := listing.problem(key) or unrated.get(key):
+            groups.append(ScanGroup(*key, (), problem=problem))
             continue
         group = choose_scans(
             *key, paths, contrasts, all_scans, excluded=excluded, quality=quality, derived=also
@@ -110,23 +121,15 @@ def read_description(root: Path) -> dict:
 
     Raises InputMissing where the folder or the file is missing, BadData where it is no JSON object.
     """
-    if not root.is_dir():
+    if not is_there(root) or not root.is_dir():
         raise InputMissing(f"{root}: no such folder; give the root of a BIDS data set")
     path = root / "dataset_description.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not is_there(path):
         raise InputMissing(
             f"{path}: missing, so this is no BIDS data set; check the folder or create the "
             'file with {"Name": "...", "BIDSVersion": "1.10.0"}'
-        ) from error
-    except OSError as error:
-        raise BadData(f"{path}: cannot be read ({error.strerror}); check its rights") from error
-    except ValueError as error:
-        raise BadData(f"{path}: not valid JSON ({error}); correct the file") from error
-    if not isinstance(content, dict):
-        raise BadData(f"{path}: not a JSON object; correct the file")
-    return content
+        )
+    return read_object(path)
 
 
 def _wanted_subjects(
@@ -192,7 +195,13 @@ def _open_layout(root: Path, subjects: list[str], database_dir: Path | None) -> 
     # path within the data set, of folders on the way as well as files.
     elsewhere = re.compile(rf"^/(?!sub-({labels})(/ses-[^/]+)?(/anat(/[^/]+\.nii(\.gz)?)?)?$)")
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[elsewhere])
-    return BIDSLayout(root, validate=False, indexer=indexer)
+    try:
+        return BIDSLayout(root, validate=False, indexer=indexer)
+    except (OSError, ValueError) as error:  # names that are no UTF-8 among them
+        raise BadData(
+            f"{root}: pybids, which filter files need, cannot index it ({error}); choose by "
+            "--participant-label, --session-label and --contrast instead"
+        ) from error
 
 
 def _indexed_images(

@@ -17,11 +17,10 @@ from markupsafe import Markup
 
 from bids_synthseg import __version__
 from bids_synthseg.anatomy.labels import LabelTable
-from bids_synthseg.bids.derivatives import SessionPaths
+from bids_synthseg.bids.derivatives import SessionPaths, session_record
 from bids_synthseg.bids.pages import template
 from bids_synthseg.bids.quality import MEASURES, STRUCTURE_MEASURES, Quality
 from bids_synthseg.bids.query import CONTRASTS, read_description
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.references import methods_paragraphs, read_references, split_citations
 from bids_synthseg.bids.report_figures import DISAGREEMENT, DOUBT_MAX, WHOLE, doubt_colours
 from bids_synthseg.bids.report_growth import HEIGHT, WIDTH, draw_growth
@@ -40,8 +39,8 @@ from bids_synthseg.bids.report_viewer import (
 )
 from bids_synthseg.bids.sessions import Key
 from bids_synthseg.errors import BadData, InputMissing, UsageProblem
+from bids_synthseg.reading import check_file, is_there, read_toml, unreadable
 from bids_synthseg.storage import write_text
-from bids_synthseg.toml import parse_toml
 
 VIEWERS = ("niivue", "nilearn", "none")
 """What may show the session in three dimensions; "none" leaves the still pictures."""
@@ -83,7 +82,7 @@ def write_report(
     # A session that failed early has a log alone.
     if not paths.record.is_file() and not paths.log.is_file():
         raise InputMissing(f"{paths.record}: no such record; run level participant first")
-    record = read_object(paths.record)
+    record = session_record(paths).read()
     spaces: list[SpaceReport] = []
     if record.get("Signature"):
         for contrast in CONTRASTS:
@@ -101,7 +100,7 @@ def _page(paths: SessionPaths, record: dict, spaces: list[SpaceReport], viewer: 
         finished=bool(record.get("Signature")),
         scans=_uris(record.get("Scans")),
         left_out=_uri_reasons(record.get("LeftOut")),
-        warnings=[str(warning) for warning in record.get("Warnings") or ()],
+        warnings=[*_texts(record.get("Warnings")), *_texts(record.get("Notes"))],
         spaces=spaces,
         style=_part("report.css"),
         behaviour=_part("report.js"),
@@ -195,12 +194,10 @@ def _data_set(output_dir: Path) -> str:
 
 def _run(config: Path) -> dict[str, str]:
     """Command, version, Python and platform of the last run, as text."""
-    text = _text(config)
-    try:
-        run = parse_toml(text).get("run", {})
-    except ValueError as error:
-        raise BadData(f"{config}: not TOML ({error}); remove it, or run again") from error
-    command = run.get("command", [])
+    run = read_toml(config).get("run") if is_there(config) else None
+    run = run if isinstance(run, dict) else {}
+    command = run.get("command")
+    command = command if isinstance(command, list) else []
     told = {name: str(run[name]) for name in ("version", "python", "platform") if name in run}
     return {"command": shlex.join(map(str, command)), **told}
 
@@ -213,13 +210,18 @@ def _log(path: Path) -> Log:
 
 
 def _text(path: Path) -> str:
-    """Content of a text file; "" where there is none."""
+    """Content of a text file, as far as it is text; "" where there is none."""
+    if not is_there(path):
+        return ""
+    check_file(path)
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
     except OSError as error:
-        raise BadData(f"{path}: cannot be read ({error.strerror}); check its rights") from error
+        raise unreadable(error, path) from error
+
+
+def _texts(listed: object) -> list[str]:
+    return [str(item) for item in listed] if isinstance(listed, list) else []
 
 
 def _uris(listed: object) -> list[str]:

@@ -1,5 +1,6 @@
 """What a report shows of one space: the scan, its labels, maps and tables, read from files."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.bids.derivatives import SessionPaths
 from bids_synthseg.bids.provenance import resolve_uri
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.report_figures import (
     Crop,
     Sheet,
@@ -21,7 +21,10 @@ from bids_synthseg.bids.report_figures import (
 from bids_synthseg.bids.report_viewer import View
 from bids_synthseg.errors import BadData
 from bids_synthseg.nifti import Image, read_labels, read_scan
+from bids_synthseg.reading import read_object
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
+
+logger = logging.getLogger(__name__)
 
 SHOWN_MEASURES = {
     "predicted_dice": ("predicted Dice", "%.2f"),
@@ -112,7 +115,7 @@ def read_space(
     return SpaceReport(
         contrast=contrast,
         source=scan_path.name,
-        sources=tuple(str(one).rpartition("/")[2] for one in sidecar.get("Sources") or ()),
+        sources=_sources(path, sidecar.get("Sources")),
         manual=bool(sidecar.get("Manual")),
         voxel_mm=" x ".join(f"{side:.3g}" for side in scan.grid.voxel_size_mm),
         matrix=" x ".join(map(str, scan.grid.shape)),
@@ -137,6 +140,14 @@ def read_space(
             if name in sidecar
         },
     )
+
+
+def _sources(path: Path, listed: object) -> tuple[str, ...]:
+    """Names of the files that a sidecar lists; none, with a warning, where it holds no list."""
+    if not isinstance(listed, list | None):
+        logger.warning("%s: Sources in its JSON is no list; it counts as absent", path)
+    names = listed if isinstance(listed, list) else []
+    return tuple(str(name).rpartition("/")[2] for name in names)
 
 
 def structures(spaces: Sequence[SpaceReport]) -> list[Structure]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from bids_synthseg.bids.report import write_report
 from bids_synthseg.bids.results import read_results
 from bids_synthseg.bids.sessions import session_label
+from bids_synthseg.bids.tidying import settle_sessions
 from bids_synthseg.errors import AppError, InputMissing, NothingSelected
 
 LOG = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def write_reports(
     fails is logged, and the others are still made. Raises InputMissing where the output holds no
     session, NothingSelected where none of them was asked for.
     """
+    settle_sessions(output_dir)
     keys = [result.key for result in read_results(output_dir)]
     if not keys:
         raise InputMissing(f"{output_dir}: holds no session; run level participant first")

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_synthseg.bids.derivatives import SessionPaths
+from bids_synthseg.bids.derivatives import SessionPaths, session_record
 from bids_synthseg.bids.quality import Quality
-from bids_synthseg.bids.reading import read_object
 from bids_synthseg.bids.scans import CONTRASTS
 from bids_synthseg.bids.sessions import Key, OfSession, session_order
+from bids_synthseg.bids.status import key_of, read_status
 from bids_synthseg.bids.tables import VOLUME_COLUMNS
 from bids_synthseg.errors import BadData
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
@@ -91,8 +91,9 @@ def _result(paths: SessionPaths, row: dict[str, str]) -> Result:
     record: dict | None = None
     volumes: dict[str, dict[str, Volume]] = {}
     quality = None
+    if paths.record.is_file() and not (record := session_record(paths).read()):
+        problem = f"{paths.record}: not what was written there; run the session again"
     try:
-        record = read_object(paths.record) if paths.record.is_file() else None
         if record is None or record.get("Signature"):
             volumes = _volumes(paths)
             quality = Quality.of(record.get("Quality")) if record else None
@@ -122,13 +123,13 @@ def _status(
     """One of STATUSES, and the reason in words."""
     said, message = row.get("status", ""), row.get("message", "")
     message = "" if message in NOT_AVAILABLE else message
+    kept = "; its volumes are those of an earlier run" if has_volumes else ""
     if said in ("failed", "interrupted"):
-        kept = "; its volumes are those of an earlier run" if has_volumes else ""
         return said, message + kept
     if problem:
         return "incomplete", problem
     if said == "running" or (record is not None and not record.get("Signature")):
-        return "unfinished", "no mark of completion: still running, or killed (memory, time limit)"
+        return "unfinished", f"still running, or killed (memory, time limit){kept}"
     if not has_volumes:
         return "incomplete", "its volumes are gone; run level participant again"
     if record is None and not said:
@@ -161,24 +162,19 @@ def _volumes(paths: SessionPaths) -> dict[str, dict[str, Volume]]:
 def _status_rows(logs: Path) -> dict[Key, dict[str, str]]:
     """The last word on every session, from all status tables (one per shard of a job)."""
     tables = sorted(logs.glob("status*.tsv"), key=lambda path: (path.stat().st_mtime, path.name))
-    found = {}
-    for table in tables:
-        try:
-            for row in read_rows(table, "subject", "session", "status"):
-                session = row["session"].removeprefix("ses-")
-                key = row["subject"].removeprefix("sub-"), None if session == "n/a" else session
-                if any("/" in part for part in key if part):
-                    raise BadData(f"{table}: {'_'.join(map(str, key))} is no session; mend it")
-                found[key] = row
-        except BadData as problem:
-            logger.warning("%s; what else it says is left out", problem)
-    return found
+    return {key_of(row): row for table in tables for row in read_status(table)}
+
+
+def session_key(label: str) -> Key | None:
+    """The session that is called "sub-01_ses-1mo"; None for another name."""
+    place = _PLACE.fullmatch(label)
+    return (place["subject"], place["session"]) if place else None
 
 
 def _recorded(logs: Path) -> Iterator[Key]:
     for path in logs.glob("sub-*.json"):
-        if place := _PLACE.fullmatch(path.stem):
-            yield place["subject"], place["session"]
+        if key := session_key(path.stem):
+            yield key
 
 
 def _segmented(output_dir: Path) -> Iterator[Key]:

@@ -65,11 +65,13 @@ class ScanGroup(OfSession):
     """The scans of one session (None: the subject has no session folder).
 
     scans: the representative of each contrast first, then (all_scans) its others; left_out: every
-    other image in `anat/` with the reason in words.
+    other image in `anat/` with the reason in words; problem: why the session will fail, where that
+    is known before it is begun.
     """
 
     scans: tuple[Scan, ...]
     left_out: tuple[tuple[Path, str], ...] = ()
+    problem: str = ""
 
     @property
     def repeated(self) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from bids_synthseg.storage import write_json, write_text
 TISSUES = ("GM", "WM", "CSF")
 _TISSUE_OF_MAPPING = {1: "GM", 2: "WM", 3: "CSF", 8: "GM", 9: "GM", 10: "WM", 11: "GM"}
 
+_ESCAPED = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
 VOLUME_COLUMNS = {
     "index": {"Description": "Label in the segmentation"},
     "name": {"Description": "FreeSurfer name of the structure"},
@@ -27,7 +29,8 @@ VOLUME_COLUMNS = {
 def format_table(columns: Mapping[str, Sequence]) -> str:
     """Tab-separated text with a header line; numbers keep four decimals at most.
 
-    Raises ValueError where columns differ in length or a cell holds a tab or line break.
+    Tabs and line breaks within a cell, as in odd names, are escaped. Raises ValueError where
+    columns differ in length.
     """
     lines = ["\t".join(columns)]
     for row in zip(*columns.values(), strict=True):
@@ -84,7 +87,4 @@ def _cell(value: object) -> str:
     if isinstance(value, float | np.floating):
         # Adding zero turns -0.0, which rounding may give, into 0.0.
         return f"{round(float(value), 4) + 0.0:.4f}".rstrip("0").rstrip(".")
-    text = str(value)
-    if "\t" in text or "\n" in text:
-        raise ValueError(f"a table cell cannot hold {text!r}")
-    return text or "n/a"
+    return str(value).translate(_ESCAPED) or "n/a"

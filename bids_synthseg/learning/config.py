@@ -3,22 +3,23 @@
 An unknown key is an error that names it.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
+import math
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from bids_synthseg.errors import BadData, InputMissing
+from bids_synthseg.fields import MOST_STEPS, SHARE, build, check_ranges
 from bids_synthseg.learning.loss import LossConfig
 from bids_synthseg.learning.sampling import SamplingConfig
 from bids_synthseg.learning.transfer import FREEZABLE
 from bids_synthseg.models.heads import KINDS
 from bids_synthseg.models.unet import NetworkConfig
+from bids_synthseg.reading import is_there, read_toml
 from bids_synthseg.synthesis.recipe import SynthesisConfig
-from bids_synthseg.toml import parse_toml
 
-Config = TypeVar("Config")
-
+MOST_VOXELS = 2**28
+"""In one pass through the network, of a device: 64 grids of 160 voxels a side."""
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -118,6 +119,36 @@ class TrainConfig:
                 f"shape {list(self.shape)}: each of 3 sides must be a multiple of "
                 f"{self.network.divisor} for {len(self.network.features)} levels"
             )
+        check_ranges(self, _RANGES)
+        if self.batch * math.prod(self.pool * n for n in self.shape) > MOST_VOXELS:
+            raise ValueError(
+                f"batch, shape and pool: {self.batch} times {list(self.shape)} is more than the "
+                f"{MOST_VOXELS} voxels of a pass; lower one of them"
+            )
+
+
+_RANGES = {
+    "shape": (1, 1024),
+    "voxel_mm": (0, 100),
+    "fill": SHARE,
+    "pool": (1, 16),
+    "steps": (1, MOST_STEPS),
+    "coarse_steps": (0, MOST_STEPS),
+    "batch": (1, 1024),
+    "accumulate": (1, 1024),
+    "rate": (0, 10),
+    "rate_end": SHARE,
+    "finest_rate": (0, 1e4),
+    "warm_up": (0, MOST_STEPS),
+    "clip": (0, 1e9),
+    "average": SHARE,
+    "loss_step": (1, 64),
+    "seed": (0, 2**63 - 1),
+    "checkpoint_minutes": (0, 1e12),
+    "validate_minutes": (0, 1e12),
+    "held_out": SHARE,
+    "floor": SHARE,
+}
 
 
 def presets() -> tuple[str, ...]:
@@ -134,60 +165,12 @@ def read_config(source: str | Path) -> TrainConfig:
     path = files("bids_synthseg") / "data" / "presets" / f"{source}.toml"
     if str(source) not in presets():
         path = Path(source)
-    if not path.is_file():
+    if not is_there(path):
         raise InputMissing(
             f"{source}: no such configuration file; give a TOML file, or one of the presets "
             f"{', '.join(presets())}"
         )
     try:
-        return build(TrainConfig, parse_toml(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as problem:
+        return build(TrainConfig, read_toml(path))
+    except ValueError as problem:
         raise BadData(f"{source}: {problem}") from problem
-
-
-def build(kind: type[Config], values: dict[str, Any], where: str = "") -> Config:
-    """A configuration dataclass from nested dictionaries; keys left out take their defaults.
-
-    Raises ValueError naming a key that is unknown or whose value is of another type.
-    """
-    hints = get_type_hints(kind)
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    arguments = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ValueError(f"unknown key {where + key!r}; known are {', '.join(sorted(known))}")
-        if is_dataclass(hints[key]) and isinstance(value, dict):
-            arguments[key] = build(hints[key], value, f"{where}{key}.")
-        elif _fits(value, hints[key]):
-            arguments[key] = tuple(value) if isinstance(value, list) else value
-        else:
-            raise ValueError(f"key {where + key!r}: {value!r} is no {_in_words(hints[key])}")
-    return kind(**arguments)
-
-
-_WORDS = {
-    int: "whole number",
-    float: "number",
-    str: "text in quotes",
-    bool: "true or false",
-}
-
-
-def _in_words(hint: Any) -> str:
-    """What a field wants, for a message."""
-    if get_origin(hint) is tuple:
-        several = "texts in quotes" if get_args(hint)[0] is str else f"{_WORDS[get_args(hint)[0]]}s"
-        return f"list of {several}"
-    return _WORDS.get(hint, "table of keys" if is_dataclass(hint) else "table of numbers")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a TOML value may stand for a field; tuples are lists there, 1 is a float as well."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(one, inner[0]) for one in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)

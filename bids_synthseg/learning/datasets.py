@@ -3,10 +3,10 @@
 Every fault of every data set is found before anything is trained, and told together.
 """
 
-import json
 import logging
 import math
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from bids_synthseg.learning.clusters import intensity_thresholds
 from bids_synthseg.learning.label_sets import read_source_labels, twin_classes
 from bids_synthseg.learning.maps import TrainingMap
 from bids_synthseg.learning.pack import read_pack
+from bids_synthseg.reading import read_object
 from bids_synthseg.tsv import NOT_AVAILABLE, read_rows
 
 log = logging.getLogger(__name__)
@@ -170,14 +171,31 @@ def _packed(path: Path, table: LabelTable) -> list[TrainingMap]:
 
 
 def _participants(data: _DataSet) -> dict[str, dict[str, str]]:
-    """Subject -> row of participants.tsv, that of the label maps before that of the scans."""
-    rows: dict[str, dict[str, str]] = {}
+    """Subject -> what participants.tsv states, that of the label maps before that of the scans.
+
+    Where several rows of a subject contradict each other a column states nothing, which is said.
+    """
+    found: dict[str, dict[str, str]] = defaultdict(dict)
     for folder in (data.raw, data.folder):
+        stated: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         for row in read_rows(folder / "participants.tsv") if folder else []:
-            if subject := row.get("participant_id"):
-                stated = {key: value for key, value in row.items() if value not in NOT_AVAILABLE}
-                rows.setdefault(_entity("sub", subject), {}).update(stated)
-    return rows
+            for column, value in row.items():
+                if value.strip().lower() not in NOT_AVAILABLE:
+                    subject = _entity("sub", row.get("participant_id", ""))
+                    stated[subject][column].add(value.strip())
+        for subject, columns in stated.items():
+            for column in ("age_weeks_pma", "split"):
+                if len(values := columns.get(column, set())) > 1:
+                    log.warning(
+                        "%s: %s of %s is %s in several rows; none of them counts",
+                        folder and folder / "participants.tsv",
+                        column,
+                        subject,
+                        " and ".join(sorted(values)),
+                    )
+            told = {column: min(values) for column, values in columns.items() if len(values) == 1}
+            found[subject].update(told)
+    return found
 
 
 def _number(word: str | None) -> float:
@@ -190,9 +208,10 @@ def _number(word: str | None) -> float:
 
 def _licence(path: Path) -> str:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("License", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""  # nothing is stated where it can be read
+        return str(read_object(path).get("License", ""))
+    except AppError as problem:
+        log.warning("%s; its licence is not known", problem)
+        return ""
 
 
 def _entity(key: str, value: str) -> str:

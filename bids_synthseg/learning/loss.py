@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from bids_synthseg.fields import MOST_STEPS, check_ranges
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import Lattice
 
@@ -45,8 +46,8 @@ class LossConfig:
     deep: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.dice, self.cross_entropy, self.warm_up_l2, self.deep) < 0:
-            raise ValueError("loss: weights and steps must not be negative")
+        weights = dict.fromkeys(("dice", "cross_entropy", "deep"), (0, 1e6))
+        check_ranges(self, {**weights, "warm_up_l2": (0, MOST_STEPS)})
         if self.dice + self.cross_entropy == 0:
             raise ValueError("loss: one of dice and cross_entropy must be above 0")
 

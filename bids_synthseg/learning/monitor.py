@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from bids_synthseg.errors import AppError, BadData
+from bids_synthseg.reading import is_there, read_text
 from bids_synthseg.storage import explain, write_text
 
 log = logging.getLogger(__name__)
@@ -99,9 +100,9 @@ class Monitor:
 
     def _lines(self) -> Iterable[str]:
         """The table's lines but the header, as far as they are whole; BadData for another table."""
-        if not self.path.exists():
+        if not is_there(self.path):
             return []
-        header, *lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+        header, *lines = read_text(self.path).splitlines(keepends=True) or [""]
         # A kill may leave half a line at the end.
         lines = [line for line in lines if line.endswith("\n")]
         if header != HEADER or not all(line.split("\t")[0].isdigit() for line in lines):

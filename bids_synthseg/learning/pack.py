@@ -22,6 +22,7 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import BadData, InputMissing
 from bids_synthseg.learning.features import FEATURES
 from bids_synthseg.learning.maps import TrainingMap
+from bids_synthseg.reading import parse_json
 from bids_synthseg.storage import atomic_file
 from bids_synthseg.synthesis import head
 from bids_synthseg.synthesis.recipe import SourceMap
@@ -89,7 +90,7 @@ def read_pack(path: Path) -> tuple[list[TrainingMap], LabelTable]:
         raise InputMissing(f"{path}: no such pack of label maps; make it with 'pack'")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
+            about = parse_json(str(arrays["about"]))
             expected = FORMAT, list(FEATURES), head.N_CLASSES
             if (about["format"], about["features"], about["head_classes"]) != expected:
                 raise BadData(f"{path}: packed by another version; pack the label maps again")

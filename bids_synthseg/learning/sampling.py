@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from bids_synthseg.errors import BadData, UsageProblem
+from bids_synthseg.fields import SHARE, check_ranges
 from bids_synthseg.learning.features import FEATURES
 from bids_synthseg.learning.maps import TrainingMap
 
@@ -55,6 +56,8 @@ class SamplingConfig:
             raise ValueError("clusters must be at least 1 and temper a share, 0 to 1")
         if list(self.age_edges_weeks) != sorted(set(self.age_edges_weeks)):
             raise ValueError("age_edges_weeks must ascend")
+        ranges = {"clusters": (1, 1000), "age_edges_weeks": (0, 10_000), "weights": (0, 1e6)}
+        check_ranges(self, {**ranges, "temper": SHARE})
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ def _weights(maps: Sequence[TrainingMap], weights: dict[str, float]) -> np.ndarr
             f"sampling.weights: no data set is named {unknown[0]!r}; known are {', '.join(known)}"
         )
     found = np.array([weights.get(one.dataset, 1.0) for one in maps])
-    if found.min() < 0 or found.sum() <= 0:
-        raise BadData("sampling.weights: must not be negative, and at least one above 0")
+    if found.sum() <= 0:
+        raise BadData("sampling.weights: at least one must be above 0")
     return found
 
 

@@ -107,9 +107,12 @@ def _of_data_set(
         why = "nothing is to be held out" if share == 0 else f"only {len(subjects)} subjects"
         return {}, f"{name}: all to train on, {why}"
     count = max(1, round(share * len(subjects)))
-    order = sorted(
-        subjects, key=lambda s: hashlib.sha256(f"{seed}/{name}/{s}".encode()).hexdigest()
-    )
+
+    def rank(subject: str) -> str:
+        text = f"{seed}/{name}/{subject}".encode("utf-8", "backslashreplace")
+        return hashlib.sha256(text).hexdigest()
+
+    order = sorted(subjects, key=rank)
     held_out = sorted(order[:count])
     line = f"{name}: {count} of {len(subjects)} subjects held out: {', '.join(held_out)}"
     return {(name, subject): VALIDATION for subject in held_out}, line

@@ -8,7 +8,6 @@ is one complete checkpoint, whatever stops the process or fills the disk.
 
 import hashlib
 import io
-import json
 import math
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from bids_synthseg.errors import BadData
+from bids_synthseg.errors import AppError, BadData
 from bids_synthseg.models.unet import UNet
+from bids_synthseg.reading import read_object
 from bids_synthseg.storage import atomic_file, write_json
 
 INDEX = "state.json"
@@ -126,13 +126,13 @@ def _index(folder: Path) -> dict:
     """The content of `state.json`; BadData where it is not one."""
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_object(path)
         return {
             "step": int(index["step"]),
             "sha256": str(index["sha256"]),
             "pieces": [Path(name).name for name in index["pieces"]],
         }
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (AppError, ValueError, KeyError, TypeError, OverflowError) as problem:
         raise BadData(f"{path}: truncated, or no checkpoint; {_ANEW}") from problem
 
 

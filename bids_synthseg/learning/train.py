@@ -38,6 +38,7 @@ from bids_synthseg.learning.validation import validate
 from bids_synthseg.models.checkpoint import Model, save_model
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import Pyramid
+from bids_synthseg.reading import is_there, read_text
 from bids_synthseg.storage import file_sha256, make_folder, write_text
 
 log = logging.getLogger(__name__)
@@ -252,7 +253,7 @@ def _settings(config: TrainConfig, split: Split) -> str:
 
 def _check_same_run(out: Path, settings: str) -> None:
     written = out / "run.json"
-    if not written.is_file() or written.read_text(encoding="utf-8") != settings:
+    if not is_there(written) or read_text(written) != settings:
         raise BadData(
             f"{out}: holds a run of another configuration or other label maps; choose another "
             "folder"

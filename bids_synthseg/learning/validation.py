@@ -110,7 +110,7 @@ def _images(
     for number, contrast in enumerate(source.contrasts):
         yield _Image(one, contrast, number, *render(source, replace(drawn, image=number)))
     painted = replace(config.synthesis, real=0.0)
-    identity = zlib.crc32(f"{one.dataset}/{one.name}".encode())
+    identity = zlib.crc32(f"{one.dataset}/{one.name}".encode("utf-8", "backslashreplace"))
     for number in range(n_synthetic):
         rng = np.random.default_rng([identity, number])
         drawn = draw(source, painted, *grid, rng, config.pool)

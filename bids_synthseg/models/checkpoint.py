@@ -13,11 +13,16 @@ import torch
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import BadData, InputMissing
+from bids_synthseg.fields import build
 from bids_synthseg.models.heads import Head
 from bids_synthseg.models.unet import NetworkConfig, UNet
+from bids_synthseg.reading import is_there, parse_json, read_head
 from bids_synthseg.storage import atomic_file
 
 METADATA_KEY = "bids_synthseg"
+
+# What a description of other types, names or sizes than these leads to.
+_FAULTS = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,9 @@ def load_model(path: Path) -> Model:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not is_there(path):
         raise InputMissing(f"{path}: no such weights file; check --model")
+    read_head(path)
     try:
         with safe_open(path, framework="pt") as stored:
             written = (stored.metadata() or {}).get(METADATA_KEY)
@@ -93,8 +99,14 @@ def load_model(path: Path) -> Model:
     if written is None:
         raise BadData(f"{path}: weights of another program; give a model that this one has written")
     try:
-        description = json.loads(written)
-        network = UNet(NetworkConfig(**description["network"]))
+        description = parse_json(written)
+        config = build(NetworkConfig, description["network"])
+        # Without memory: what the description asks for must be what the file holds.
+        with torch.device("meta"):
+            expected = {key: value.shape for key, value in UNet(config).state_dict().items()}
+        if {key: value.shape for key, value in state.items()} != expected:
+            raise ValueError("tensors of other names or shapes than its network has")
+        network = UNet(config)
         head = Head(LabelTable.from_records(description["labels"]), description["head"])
         if head.n_channels != network.config.channels_out:
             raise ValueError(f"{network.config.channels_out} channels for {head.n_channels}")
@@ -104,10 +116,19 @@ def load_model(path: Path) -> Model:
         voxel_mm = float(description.get("voxel_mm", 0.0))
         correct_bias = bool(description.get("correct_bias", True))
         fill = float(description["fill"])
-        return Model(network, head, shape, fill, description["record"], voxel_mm, correct_bias)
-    except (KeyError, ValueError, TypeError, RuntimeError) as problem:
+        record = description["record"]
+        if not isinstance(record, dict):
+            raise ValueError(f"record: {record!r:.40} is no table")
+        model = Model(network, head, shape, fill, record, voxel_mm, correct_bias)
+    except _FAULTS as problem:
         reason = " ".join(str(problem).split())[:200]
         raise BadData(
             f"{path}: weights and their description do not fit ({reason}); fetch it again, or use "
             "the version of bids_synthseg that wrote it"
         ) from problem
+    for name, values in state.items():
+        if not values.isfinite().all():
+            raise BadData(
+                f"{path}: its weights {name} are not finite; fetch it again, or train it anew"
+            )
+    return model

@@ -24,7 +24,9 @@ def facts(path: Path) -> dict[str, Any]:
     model = load_model(path)
     table, card = model.head.table, card_of(path)
     record = dict(model.record)
-    datasets = Counter(name.partition("/")[0] for name in record.pop("maps", []))
+    maps = record.pop("maps", [])
+    names = maps if isinstance(maps, list) else []
+    datasets = Counter(str(name).partition("/")[0] for name in names)
     see = f"{NOT_RECORDED}; see the card" if card else NOT_RECORDED
     return {
         "name": path.stem,

@@ -14,6 +14,7 @@ from bids_synthseg.errors import AppError, BadData, InputMissing
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.inputs import network_input
 from bids_synthseg.models.tasks import LOCATOR, SEGMENTATION, check_model, task_of
+from bids_synthseg.reading import is_there, read_text
 from bids_synthseg.storage import file_sha256
 
 MANIFEST = "SHA256SUMS"
@@ -54,19 +55,25 @@ def card_of(path: Path) -> Path | None:
 def read_manifest(folder: Path) -> dict[str, str]:
     """File name -> SHA-256, as SHA256SUMS of the folder has it; {} where there is none."""
     manifest = folder / MANIFEST
-    if not manifest.is_file():
+    if not is_there(manifest):
         return {}
-    lines = manifest.read_text(encoding="utf-8").splitlines()
+    lines = read_text(manifest).splitlines()
     matches = [_LINE.fullmatch(line) for line in lines]
     if not all(matches):
         raise BadData(f"{manifest}: not the output of sha256sum; install bids_synthseg again")
     return {match[2]: match[1] for match in matches if match}
 
 
-def compare_checksums(folder: Path, found: Mapping[str, str]) -> None:
-    """Raises BadData where a file (name -> SHA-256) is not what the folder's manifest says."""
+def compare_checksums(folder: Path, found: Mapping[str, str], *, shipped: bool = False) -> None:
+    """Raises BadData where a file (name -> SHA-256) is not what the folder's manifest says;
+    shipped: it must say something, else InputMissing."""
     expected = read_manifest(folder)
     for name, checksum in found.items():
+        if shipped and name not in expected:
+            raise InputMissing(
+                f"{folder / MANIFEST}: names no checksum of {name}, so nobody can tell whether the "
+                "weights are whole; install bids_synthseg again"
+            )
         if expected.get(name, checksum) != checksum:
             raise BadData(
                 f"{folder / name}: not the file that {MANIFEST} beside it names; install "
@@ -124,8 +131,7 @@ def verify_file(path: Path, task: str | None = None) -> str:
     compare_checksums(path.parent, {path.name: file_sha256(path)})
     model = load_model(path)
     check_model(path, model, task or task_of(model))
-    problem = _weights_problem(model) or forward_problem(model)
-    if problem:
+    if problem := forward_problem(model):
         raise BadData(f"{path}: {problem}; fetch it again, or train it anew")
     known = path.name in read_manifest(path.parent)
     return f"{path.name}: OK" if known else f"{path.name}: OK, with no checksum to compare"
@@ -143,11 +149,4 @@ def forward_problem(model: Model) -> str | None:
     error = float((found.sum(1) - 1).abs().max())
     if error > SUM_TOLERANCE:
         return f"its probabilities of a phantom miss a sum of 1 by {error:.2g}"
-    return None
-
-
-def _weights_problem(model: Model) -> str | None:
-    for name, values in model.network.state_dict().items():
-        if not values.isfinite().all():
-            return f"its weights {name} are not finite"
     return None

@@ -14,6 +14,9 @@ SEGMENTATION, LOCATOR = "segmentation", "locator"
 LARGEST_ASEG_ID = 255
 """NiBabies reads desc-aseg as bytes."""
 
+MOST_VOXELS = 2**26
+"""Of a working grid: 400 a side, beyond any memory that the network is run in."""
+
 LARGEST_ID = 32767
 """Native labels are written as 16-bit integers."""
 
@@ -46,6 +49,8 @@ def _unfit_grid(model: Model) -> str | None:
         return f"it wants {config.channels_in} input channels, there are {CHANNELS}"
     if len(model.shape) != 3 or any(n < 2 or n % config.divisor for n in model.shape):
         return f"the sides of its grid {model.shape} must be multiples of {config.divisor}"
+    if math.prod(model.shape) > MOST_VOXELS:
+        return f"its grid {model.shape} has more than {MOST_VOXELS} voxels"
     if not 0 < model.fill <= 1:
         return f"its fill is {model.fill:g}, not above 0 and at most 1"
     if not (math.isfinite(model.voxel_mm) and model.voxel_mm >= 0):

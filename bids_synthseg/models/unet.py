@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bids_synthseg.fields import check_ranges
 from bids_synthseg.models.evidence import class_gaussians, fit_table, looked_up
 from bids_synthseg.models.inputs import INTENSITIES
 
@@ -34,6 +35,18 @@ STEM = 8
 SLAB_VOXELS = 30_000
 """Voxels of the finest level whose answers are made at once where no gradient is asked for: they
 stay in the cache until they stand in the result."""
+
+MOST_LEVELS = 8
+"""The coarsest of 8 sees 128 voxels of the image as one."""
+
+_RANGES = {
+    "features": (1, 2048),
+    "channels_in": (1, 64),
+    "channels_out": (1, 1024),
+    "convs": (1, 16),
+    "kernel": (1, 9),
+    "evidence": (0, 1024),
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,9 @@ class NetworkConfig:
     evidence: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", tuple(int(f) for f in self.features))
-        object.__setattr__(self, "convs", tuple(int(c) for c in self.convs))
+        object.__setattr__(self, "features", tuple(self.features))
+        object.__setattr__(self, "convs", tuple(self.convs))
+        check_ranges(self, _RANGES)
         if not self.features or len(self.features) != len(self.convs):
             raise ValueError("features and convs: one number per level, at least one level")
         if self.norm not in NORMS or self.activation not in ACTIVATIONS:
@@ -68,8 +82,10 @@ class NetworkConfig:
             not 0 < self.evidence <= self.channels_out or len(self.features) == 1
         ):
             raise ValueError("evidence: at most channels_out, and 0 for a network of one level")
-        if self.kernel % 2 == 0 or min(*self.features, *self.convs) < 1:
-            raise ValueError("kernel must be odd, features and convs at least 1")
+        if self.kernel % 2 == 0:
+            raise ValueError("kernel must be odd")
+        if len(self.features) > MOST_LEVELS:
+            raise ValueError(f"features: at most {MOST_LEVELS} levels")
 
     @property
     def divisor(self) -> int:

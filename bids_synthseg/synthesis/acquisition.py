@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bids_synthseg.fields import SHARE, check_ranges
 from bids_synthseg.synthesis.deformation import resize
 
 
@@ -67,6 +68,18 @@ class AcquisitionConfig:
             raise ValueError("sharp and one_axis are probabilities; their sum must not exceed 1")
         if min(self.spacing_min, self.spacing_max, self.isotropic_max) < 1:
             raise ValueError("spacing_min, spacing_max and isotropic_max must be at least 1 voxel")
+        check_ranges(self, _RANGES)
+
+
+_LENGTH, _STRENGTH = (0.0, 64.0), (0.0, 100.0)
+_RANGES = {
+    **dict.fromkeys(("bias", "bias_min", "gamma"), (0.0, 10.0)),
+    **dict.fromkeys(("bias_nodes", "bias_nodes_min"), (1, 64)),
+    **dict.fromkeys(("bias_probability", "rician", "sharp", "one_axis", "gapless"), SHARE),
+    **dict.fromkeys(("noise_max", "noise_min", "blur", "sharp_blur"), _STRENGTH),
+    **dict.fromkeys(("spacing_min", "spacing_max", "isotropic_max"), _LENGTH),
+    "blur_jitter": SHARE,
+}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bids_synthseg.fields import SHARE, check_ranges
 from bids_synthseg.synthesis.acquisition import blur
 from bids_synthseg.synthesis.deformation import resize
 
@@ -53,6 +54,10 @@ class ArtefactConfig:
         for name in (*lengths, "turn_max_deg", "structured_max"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be below 0")
+        lengths_most = dict.fromkeys(lengths, (0, 255))
+        probabilities = dict.fromkeys((*kinds, "loss_max", "cut_max"), SHARE)
+        rest = {"turn_max_deg": (0, 180), "structured_max": (0, 100)}
+        check_ranges(self, {**probabilities, **lengths_most, **rest})
 
 
 @dataclass(frozen=True)

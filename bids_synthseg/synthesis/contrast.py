@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from bids_synthseg.errors import UsageProblem
+from bids_synthseg.fields import SHARE, check_ranges
 from bids_synthseg.synthesis.priors import SPREAD_FLOOR, Priors, read_priors
 
 TISSUE_OF = {"background": 0, "csf": 1, "grey": 2, "white": 3, "other": 4}
@@ -70,6 +71,11 @@ class ContrastConfig:
             raise ValueError(
                 "dark_background and dim_background are probabilities; their sum must not exceed 1"
             )
+        probabilities = ("prior", "tissue_sharing", "side_sharing", "fuse")
+        means = ("mean_min", "mean_max", "dark_background", "dim_background")
+        spreads = ("spread_min", "spread_max", "prior_spread_max", "tissue_jitter")
+        check_ranges(self, dict.fromkeys((*probabilities, *means), SHARE))
+        check_ranges(self, dict.fromkeys(spreads, (0, 10)))
         if not all(word.isdecimal() for one in self.fuse_sets for word in one.split()):
             raise ValueError("fuse_sets holds label ids separated by blanks, such as '2 21 41 61'")
 

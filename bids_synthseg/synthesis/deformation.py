@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bids_synthseg.fields import SHARE, check_ranges
+
 INTEGRATION_STEPS = 5
 
 
@@ -32,6 +34,10 @@ class DeformationConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.scale_sharing <= 1 or not 2 <= self.warp_nodes_min <= self.warp_nodes:
             raise ValueError("scale_sharing in 0..1; 2 <= warp_nodes_min <= warp_nodes")
+        nodes = dict.fromkeys(("warp_nodes_min", "warp_nodes"), (2, 64))
+        shares = dict.fromkeys(("scale_sharing", "shift", "warp"), SHARE)
+        check_ranges(self, {"rotation_deg": (0, 180), "scale": (0, 10), "shear": (0, 2), **shares})
+        check_ranges(self, nodes)
 
 
 def draw_affine(

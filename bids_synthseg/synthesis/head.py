@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from bids_synthseg.fields import SHARE, check_ranges
 from bids_synthseg.synthesis.deformation import nearest_index, resize
 
 OUTSIDE_UNIT = 1 / 200
@@ -56,6 +57,8 @@ class HeadConfig:
                 "shells, csf_only, borrowed, blobs and body are probabilities; the sum of the "
                 "first three must not exceed 1"
             )
+        names = ("shells", "csf_only", "borrowed", "blobs", "body")
+        check_ranges(self, dict.fromkeys(names, SHARE))
 
 
 @dataclass(frozen=True)

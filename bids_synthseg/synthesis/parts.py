@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from bids_synthseg.fields import check_ranges
 from bids_synthseg.synthesis.contrast import TISSUE_OF, ContrastConfig
 from bids_synthseg.synthesis.deformation import resize
 
@@ -41,6 +42,7 @@ class PartsConfig:
                 f"clusters_min and clusters_max must lie in 1..{MOST}, in this order, "
                 f"not {self.clusters_min} and {self.clusters_max}"
             )
+        check_ranges(self, dict.fromkeys(("clusters_min", "clusters_max"), (1, MOST)))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from bids_synthseg.anatomy.labels import CSF_ID
 from bids_synthseg.anatomy.volume import working_voxel_mm
+from bids_synthseg.fields import SHARE, check_ranges
 from bids_synthseg.synthesis import head
 from bids_synthseg.synthesis.acquisition import (
     AcquisitionConfig,
@@ -59,6 +60,9 @@ class SynthesisConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     acquisition: AcquisitionConfig = field(default_factory=AcquisitionConfig)
     artefacts: ArtefactConfig = field(default_factory=ArtefactConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, dict.fromkeys(("flip", "real", "keep_surroundings"), SHARE))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from bids_synthseg.fields import check_ranges
 from bids_synthseg.synthesis.deformation import resize
 
 ROLE_OF = {"other": 0, "ventricle": 1, "cortex": 2, "white": 3, "csf": 4}
@@ -32,6 +33,7 @@ class ShapeConfig:
             raise ValueError("ventricles and cortex are probabilities, 0 to 1")
         if min(self.radius_max, self.cortex_max) < 1:
             raise ValueError("radius_max and cortex_max must be at least 1 voxel")
+        check_ranges(self, dict.fromkeys(("radius_max", "cortex_max"), (1, 64)))
 
 
 @dataclass(frozen=True)
