@@ -242,3 +242,16 @@ def test_thick_slices_start_at_the_smallest_spacing():
 def test_impossible_ranges_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AcquisitionConfig(**wrong)
+
+
+def test_the_field_of_coils_is_smooth_and_as_strong_as_asked():
+    found = draws(coil=1.0, coil_max=4.0, bias=0.0)
+    ranges = [float(np.exp(np.ptp(draw.bias))) for draw in found]
+    assert min(ranges) > 1.2 and max(ranges) <= 4.0**1.2 + 1e-3 and np.median(ranges) > 1.8
+    # Between nodes it changes by little: no coil is as near as that.
+    steps = [np.abs(np.diff(draw.bias, axis=axis)).max() for draw in found for axis in range(3)]
+    assert max(steps) < 1.2
+    # Rims are alike on both sides, coils at one side are not.
+    uneven = [abs(draw.bias[0] - draw.bias[-1]).mean() for draw in found]
+    assert min(uneven) < 0.2 < max(uneven)
+    assert all(draw.bias.shape[0] <= 5 for draw in draws(coil=0.0))

@@ -156,7 +156,7 @@ def test_a_newborn_has_the_order_of_tissues_of_a_newborn(contrast, order):
 def test_a_table_without_the_contrast_asked_for_is_refused(table):
     with pytest.raises(UsageProblem, match=r"has T2w but none of prior_contrasts T1w"):
         drawn(prior=1, prior_table=table, prior_contrasts=("T1w",))
-    with pytest.raises(InputMissing, match="fetal, newborn"):
+    with pytest.raises(InputMissing, match="adult, fetal, months-12, months-3, newborn"):
         drawn(prior=1, prior_table="absent")
 
 
@@ -181,3 +181,43 @@ def test_same_seed_same_contrast_whatever_was_drawn_before():
     first, _, again = (drawn(seed, prior=0.5, fuse=0.5) for seed in (3, 4, 3))
     assert (first.means == again.means).all() and (first.spreads == again.spreads).all()
     assert read_priors("newborn").keys() == {"T1w", "T2w"}
+
+
+def test_priors_follow_the_age():
+    """White matter darker than cortex in newborns' T1w, brighter in adults', alike in between."""
+    ages = {"newborn": 40.0, "months-3": 53.0, "months-12": 92.0, "adult": 1300.0}
+    config = ContrastConfig(
+        prior=1.0, prior_contrasts=("T1w",), prior_ages=ages, prior_age_sd=0.0, side_sharing=0
+    )
+
+    def difference(age_weeks: float) -> float:
+        means = [
+            draw_contrast(
+                config, TISSUES, TWINS, LABELS, np.random.default_rng(seed), age_weeks
+            ).means
+            for seed in range(60)
+        ]
+        return float(np.mean([m[1] - m[3] for m in means]))
+
+    by_age = [difference(age) for age in (30.0, 40.0, 65.0, 92.0, 1300.0, 3000.0)]
+    assert by_age[0] == pytest.approx(by_age[1], abs=0.03) and by_age[1] < -0.1
+    assert abs(by_age[2]) < 0.08 < by_age[3] < by_age[4] - 0.1
+    assert by_age[4] == pytest.approx(by_age[5], abs=0.03)
+
+
+def test_an_unknown_age_may_be_any():
+    ages = {"newborn": 40.0, "adult": 1300.0}
+    config = ContrastConfig(prior=1.0, prior_contrasts=("T1w",), prior_ages=ages)
+    means = [
+        draw_contrast(config, TISSUES, TWINS, LABELS, np.random.default_rng(seed)).means
+        for seed in range(80)
+    ]
+    signs = {bool(m[1] > m[3]) for m in means}
+    assert signs == {True, False}
+
+
+def test_a_contrast_that_only_some_tables_have():
+    ages = {"fetal": 30.0, "newborn": 40.0}
+    config = ContrastConfig(prior=1.0, prior_contrasts=("T1w",), prior_ages=ages)
+    found = draw_contrast(config, TISSUES, TWINS, LABELS, np.random.default_rng(0), 28.0)
+    assert found.contrast == "T1w"

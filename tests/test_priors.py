@@ -57,7 +57,7 @@ def test_text_and_table_say_the_same(tmp_path):
 
 
 def test_the_shipped_tables_are_whole_and_rewritten_alike():
-    assert tables() == ("fetal", "newborn")
+    assert tables() == ("adult", "fetal", "months-12", "months-3", "newborn")
     for name in tables():
         found = read_priors(name)
         text = priors_text(found)
@@ -112,5 +112,5 @@ def test_a_faulty_table_is_refused_by_name(tmp_path, lines, complaint):
 
 
 def test_no_table_no_priors(tmp_path):
-    with pytest.raises(InputMissing, match="fetal, newborn"):
+    with pytest.raises(InputMissing, match="adult, fetal, months-12, months-3, newborn"):
         read_priors(tmp_path / "absent.tsv")

@@ -635,3 +635,15 @@ def test_on_a_fixed_grid_a_brain_has_its_size():
         assert sides == pytest.approx([extent] * 3, abs=1)
     # Without a fixed voxel the brain decides: both fill the grid alike.
     assert working_voxel(large, SHAPE, 0.5) == pytest.approx(1.5 * working_voxel(small, SHAPE, 0.5))
+
+
+def test_air_around_a_brain_is_certain_whatever_its_map_says():
+    source = sphere(SIDE)
+    drawn = still(source, (SIDE + 10,) * 3, affine=np.eye(4))
+    plain, certain = (render(source, drawn, certain_air=sure)[1] for sure in (False, True))
+    changed = plain != certain
+    assert changed.any() and (certain[changed] == len(source.tissues) + head.SKULL).all()
+    # The brain stays, and so does what lies against it.
+    assert (plain[changed] == 0).all() and (certain == 0).any()
+    brain = torch.nn.functional.max_pool3d((plain > 0).float()[None], 3, 1, 1)[0] > 0
+    assert not (changed & brain).any()

@@ -8,7 +8,7 @@ import pytest
 from bids_synthseg.errors import BadData, UsageProblem
 from bids_synthseg.learning.features import FEATURES
 from bids_synthseg.learning.maps import TrainingMap
-from bids_synthseg.learning.sampling import MODES, SamplingConfig, map_chances
+from bids_synthseg.learning.sampling import MODES, SamplingConfig, map_chances, with_ages
 
 NAN = float("nan")
 # Volume, surface, surface / volume; then CSF, grey, white matter: volume / brain, surface / volume.
@@ -204,3 +204,34 @@ def test_without_scikit_learn(monkeypatch):
 def test_bad_settings(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         SamplingConfig(**changes)
+
+
+def test_ages_that_no_data_set_states_and_shares_of_intervals():
+    maps = [one_map("a", age_weeks=30.0), one_map("a"), one_map("b"), one_map("c")]
+    maps = with_ages(maps, {"b": 60.0, "a": 40.0, "a/01": 20.0})
+    # What is stated stays; a subject goes before its data set.
+    np.testing.assert_allclose([m.age_weeks for m in maps], [30, 20, 60, NAN])
+    config = SamplingConfig(
+        by="age", temper=0.0, age_edges_weeks=(37.0, 100.0), age_shares=(1.0, 3.0, 0.0)
+    )
+    found = map_chances(maps, config)
+    # Two young ones share a fifth; the unknown age counts as one more interval of share 1.
+    np.testing.assert_allclose(found.chances, [0.1, 0.1, 0.6, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("ages", "shares", "complaint"),
+    [
+        ({"x": 1.0}, (), "no data set or subject is named 'x'"),
+        ({}, (1.0, 1.0), "no map is of the age from 37 weeks"),
+    ],
+)
+def test_a_band_without_maps_and_an_unknown_name_are_told(ages, shares, complaint):
+    config = SamplingConfig(by="age", age_edges_weeks=(37.0,), age_shares=shares, ages=ages)
+    with pytest.raises(BadData, match=complaint):
+        map_chances(with_ages([one_map("a", age_weeks=30.0)], config.ages), config)
+
+
+def test_shares_are_one_for_each_interval():
+    with pytest.raises(ValueError, match="age_shares: 2 numbers"):
+        SamplingConfig(age_edges_weeks=(37.0,), age_shares=(1.0,))

@@ -10,7 +10,7 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.errors import InputMissing, UsageProblem
 from bids_synthseg.learning.config import TrainConfig
 from bids_synthseg.learning.maps import BRAIN_TABLE, TrainingMap, of_brain
-from bids_synthseg.learning.sampling import map_chances
+from bids_synthseg.learning.sampling import map_chances, with_ages
 from bids_synthseg.learning.split import Split, split_maps
 from bids_synthseg.learning.step import Material, donors_of
 from bids_synthseg.models.heads import Head
@@ -67,6 +67,7 @@ def material_of(
     progress: Callable[[str], None],
 ) -> Material:
     """What samples are made of, on the device."""
+    maps = with_ages(maps, config.sampling.ages)
     sampler = map_chances(maps, config.sampling)
     for line in sampler.lines:
         progress(line)

@@ -92,7 +92,16 @@ def paint(
     for number, one in enumerate(turns(maps, n, np.random.default_rng(seed))):
         voxel_mm = working_voxel(one.source, config.shape, config.fill, config.voxel_mm)
         rng = np.random.default_rng([seed, number])
-        drawn = draw(one.source, config.synthesis, config.shape, voxel_mm, rng, config.pool, donors)
+        drawn = draw(
+            one.source,
+            config.synthesis,
+            config.shape,
+            voxel_mm,
+            rng,
+            config.pool,
+            donors,
+            one.age_weeks,
+        )
         image, classes = (volume.cpu().numpy() for volume in render(one.source, drawn, donors))
         yield Painted(one, image, classes, voxel_mm, drawn.contrast, drawn.image >= 0)
 

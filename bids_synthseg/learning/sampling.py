@@ -6,7 +6,7 @@ features, and every cluster is drawn equally often, however few maps it has.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -41,6 +41,9 @@ class SamplingConfig:
     one more interval), or every one of at most `clusters` clusters of similar brains ("shape").
     `temper`: share of the samples drawn evenly from all maps instead, for "age" and "shape".
     `weights`: how much more often than that the maps of a data set are drawn; 1 where not given.
+    `ages`: age in weeks of the maps whose data set does not state it, by "data set" or
+    "data set/subject", the latter first. `age_shares`: with "age", how often each interval is
+    drawn in proportion, from the youngest on; all alike where not given.
     """
 
     by: str = "dataset"
@@ -48,6 +51,8 @@ class SamplingConfig:
     temper: float = 0.2
     age_edges_weeks: tuple[float, ...] = (26.0, 32.0, 37.0, 46.0, 66.0, 92.0, 144.0)
     weights: dict[str, float] = field(default_factory=dict)
+    ages: dict[str, float] = field(default_factory=dict)
+    age_shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.by not in MODES:
@@ -57,7 +62,13 @@ class SamplingConfig:
         if list(self.age_edges_weeks) != sorted(set(self.age_edges_weeks)):
             raise ValueError("age_edges_weeks must ascend")
         ranges = {"clusters": (1, 1000), "age_edges_weeks": (0, 10_000), "weights": (0, 1e6)}
+        ranges |= {"ages": (0, 10_000), "age_shares": (0, 1e6)}
         check_ranges(self, {**ranges, "temper": SHARE})
+        if self.age_shares and len(self.age_shares) != len(self.age_edges_weeks) + 1:
+            raise ValueError(
+                f"age_shares: {len(self.age_edges_weeks) + 1} numbers, one for each interval of "
+                f"age_edges_weeks, not {len(self.age_shares)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,16 +88,18 @@ def map_chances(maps: Sequence[TrainingMap], config: SamplingConfig) -> Sampling
     UsageProblem for sampling by shape without scikit-learn.
     """
     factors = _weights(maps, config.weights)
+    shares = None
     if config.by == "shape":
         groups, names = _by_shape(maps, config.clusters)
     elif config.by == "age":
-        groups, names = _by_age(maps, config.age_edges_weeks)
+        groups, names, shares = _by_age(maps, config)
     else:
         known, groups = np.unique([one.dataset for one in maps], return_inverse=True)
         names = known.tolist()
     sizes = np.bincount(groups)
     tempered = {"dataset": 0.0, "uniform": 1.0}.get(config.by, config.temper)
-    balanced = (1 - tempered) / (len(sizes) * sizes[groups]) + tempered / len(maps)
+    shares = np.full(len(sizes), 1 / len(sizes)) if shares is None else shares / shares.sum()
+    balanced = (1 - tempered) * shares[groups] / sizes[groups] + tempered / len(maps)
     chances = factors * balanced
     chances /= chances.sum()
     lines = (
@@ -110,10 +123,32 @@ def _weights(maps: Sequence[TrainingMap], weights: dict[str, float]) -> np.ndarr
     return found
 
 
+def with_ages(maps: Sequence[TrainingMap], ages: dict[str, float]) -> list[TrainingMap]:
+    """The maps, with an age for those whose data set states none: see `SamplingConfig.ages`.
+
+    Raises BadData for a name that no data set or subject has.
+    """
+    known = {name for one in maps for name in (one.dataset, f"{one.dataset}/{one.subject}")}
+    if unknown := sorted(set(ages) - known):
+        raise BadData(f"sampling.ages: no data set or subject is named {unknown[0]!r}")
+    aged = []
+    for training_map in maps:
+        subject = f"{training_map.dataset}/{training_map.subject}"
+        stated = ages.get(subject, ages.get(training_map.dataset))
+        if np.isnan(training_map.age_weeks) and stated is not None:
+            training_map = replace(training_map, age_weeks=stated)
+        aged.append(training_map)
+    return aged
+
+
 def _by_age(
-    maps: Sequence[TrainingMap], edges_weeks: tuple[float, ...]
-) -> tuple[np.ndarray, list[str]]:
-    """(N,) group of each map, youngest first, and the names of the groups."""
+    maps: Sequence[TrainingMap], config: SamplingConfig
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """(N,) group of each map, youngest first, the names of the groups and their shares.
+
+    Raises BadData for an interval with a share but without maps.
+    """
+    edges_weeks = config.age_edges_weeks
     borders = [f"{edge:g}" for edge in edges_weeks]
     names = [f"{low} to {high} weeks" for low, high in pairwise(borders)]
     if borders:
@@ -125,7 +160,15 @@ def _by_age(
         np.isnan(ages), len(names), np.searchsorted(edges_weeks, ages, side="right")
     )
     occupied, groups = np.unique(interval, return_inverse=True)
-    return groups, [[*names, "age unknown"][one] for one in occupied]
+    for name, share, number in zip(names, config.age_shares, range(len(names)), strict=False):
+        if share and number not in occupied:
+            raise BadData(
+                f"sampling.age_shares: no map is of the age {name}; give it no share, or state "
+                "ages in participants.tsv or sampling.ages"
+            )
+    shares = np.ones(len(names) + 1)
+    shares[: len(config.age_shares)] = config.age_shares or 1.0
+    return groups, [[*names, "age unknown"][one] for one in occupied], shares[occupied]
 
 
 def _by_shape(maps: Sequence[TrainingMap], clusters: int) -> tuple[np.ndarray, list[str]]:

@@ -64,8 +64,10 @@ def make_sample(material: Material, config: TrainConfig, step: int, number: int)
         rng,
         config.pool,
         material.donors,
+        chosen.age_weeks,
     )
-    image, classes = render(chosen.source, drawn, material.donors)
+    unsure = bool(chosen.sets[0].sum() > 1)
+    image, classes = render(chosen.source, drawn, material.donors, certain_air=unsure)
     return Sample(network_input(image, config.network.intensity), classes, chosen.sets)
 
 

@@ -113,7 +113,7 @@ def _images(
     identity = zlib.crc32(f"{one.dataset}/{one.name}".encode("utf-8", "backslashreplace"))
     for number in range(n_synthetic):
         rng = np.random.default_rng([identity, number])
-        drawn = draw(source, painted, *grid, rng, config.pool)
+        drawn = draw(source, painted, *grid, rng, config.pool, age_weeks=one.age_weeks)
         yield _Image(one, SYNTHETIC, number, *render(source, drawn))
 
 

@@ -1,7 +1,8 @@
 """What a scanner does to an image: bias field, limited resolution, thick slices, noise, gamma."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ class AcquisitionConfig:
     """Ranges and probabilities; lengths are in voxels of the grid that is painted.
 
     Bias field, with `bias_probability`: its logarithm has an SD between `bias_min` and `bias` at
-    `bias_nodes_min` to `bias_nodes` nodes per axis.
+    `bias_nodes_min` to `bias_nodes` nodes per axis. With probability `coil` that of surface coils
+    comes on top: a rim up to `coil_max` times brighter than the middle, or one side.
 
     Resolution: that of the grid with probability `sharp`; thick slices along one axis with
     `one_axis`, between `spacing_min` and `spacing_max` apart; the rest is coarse along all axes, 1
@@ -38,6 +40,8 @@ class AcquisitionConfig:
     bias_nodes: int = 5
     bias_nodes_min: int = 2
     bias_probability: float = 1.0
+    coil: float = 0.0
+    coil_max: float = 4.0
     gamma: float = 0.3
     noise_max: float = 0.25
     noise_min: float = 0.0
@@ -75,7 +79,9 @@ _LENGTH, _STRENGTH = (0.0, 64.0), (0.0, 100.0)
 _RANGES = {
     **dict.fromkeys(("bias", "bias_min", "gamma"), (0.0, 10.0)),
     **dict.fromkeys(("bias_nodes", "bias_nodes_min"), (1, 64)),
-    **dict.fromkeys(("bias_probability", "rician", "sharp", "one_axis", "gapless"), SHARE),
+    **dict.fromkeys(("bias_probability", "coil", "rician", "sharp", "one_axis"), SHARE),
+    "gapless": SHARE,
+    "coil_max": (1.0, 100.0),
     **dict.fromkeys(("noise_max", "noise_min", "blur", "sharp_blur"), _STRENGTH),
     **dict.fromkeys(("spacing_min", "spacing_max", "isotropic_max"), _LENGTH),
     "blur_jitter": SHARE,
@@ -84,9 +90,9 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class AcquisitionDraw:
-    """`bias` (n, n, n) log field; `gamma` exponent; `spacing`, `thickness` (3,) in voxels; `blur`
-    multiple of the published slice blur; `noise` as a fraction of the image's SD if
-    `noise_relative`, `rician` or Gaussian."""
+    """`bias` (n, n, n) log field at nodes, the outermost on the outermost voxels; `gamma` exponent;
+    `spacing`, `thickness` (3,) in voxels; `blur` multiple of the published slice blur; `noise` as a
+    fraction of the image's SD if `noise_relative`, `rician` or Gaussian."""
 
     bias: np.ndarray
     gamma: float
@@ -116,7 +122,7 @@ def draw_acquisition(config: AcquisitionConfig, rng: np.random.Generator) -> Acq
     thickness = rng.uniform(1, np.maximum(spacing, 1 + 1e-6))
     if rng.uniform() < config.gapless:
         thickness = spacing
-    return AcquisitionDraw(
+    drawn = AcquisitionDraw(
         bias=bias.astype(np.float32),
         gamma=float(np.exp(config.gamma * rng.standard_normal())),
         spacing=tuple(float(s) for s in spacing),
@@ -126,6 +132,45 @@ def draw_acquisition(config: AcquisitionConfig, rng: np.random.Generator) -> Acq
         noise_relative=config.noise_relative,
         rician=bool(rng.uniform() < config.rician),
     )
+    if rng.uniform() < config.coil:
+        coil = _coil_field(rng)
+        strength = math.log(config.coil_max) * rng.uniform(0.3, 1)
+        field = _at_nodes(bias, len(coil)) + strength * coil
+        drawn = replace(drawn, bias=field.astype(np.float32))
+    return drawn
+
+
+COIL_NODES = 9
+"""Per axis, of the field of surface coils: between them it is nearly straight."""
+
+MOST_BEYOND = 1.2
+"""Of the field of coils all around: beyond the brain it rises no higher."""
+
+BRAIN_REACH = 0.8
+"""Of half a grid: about so far from its middle a brain ends, where a coil's field is 1."""
+
+
+def _coil_field(rng: np.random.Generator) -> np.ndarray:
+    """(n, n, n) field of coils all around a head, or at one side of it: 0 to 1 within the brain,
+    and a little more beyond."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, COIL_NODES)] * 3, indexing="ij")
+    places = np.stack(axes, axis=-1) / BRAIN_REACH
+    if rng.uniform() < 0.5:
+        # All around, nearer on some sides: a rim, flat or steep.
+        shift = rng.uniform(-0.3, 0.3, 3)
+        distance = np.linalg.norm(places - shift, axis=-1)
+        return np.minimum(distance ** rng.uniform(1.5, 4), MOST_BEYOND)
+    direction = rng.standard_normal(3)
+    coil = rng.uniform(1.0, 1.6) * direction / np.linalg.norm(direction)
+    distance = np.linalg.norm(places - coil, axis=-1)
+    near = np.exp(-0.5 * (distance / rng.uniform(0.6, 1.3)) ** 2)
+    return near / near.max()
+
+
+def _at_nodes(field: np.ndarray, nodes: int) -> np.ndarray:
+    """A field (n, n, n) at another number of nodes."""
+    whole = resize(torch.from_numpy(field.astype(np.float32))[None], (nodes,) * 3)
+    return whole[0].numpy()
 
 
 def blur_sigma(spacing: float, thickness: float) -> float:

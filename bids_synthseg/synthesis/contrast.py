@@ -4,7 +4,9 @@ Classes may share a Gaussian: both sides, the structures of a tissue, the parts 
 Each kind of sharing is a coin of its own.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -28,7 +30,10 @@ class ContrastConfig:
     SD. From priors: `prior`: probability of it; `prior_contrasts`: which are wanted, one is taken
     at random; `prior_table`: a table in data/priors by name, or a file (see synthesis.priors);
     `prior_spread_max`: largest SD taken from it (more, as of the fluid of newborns, comes from
-    mixed voxels and slow changes, not from one voxel to the next).
+    mixed voxels and slow changes, not from one voxel to the next); `prior_ages`: instead of one
+    table several, with the age of their subjects in weeks after conception: a map takes what lies
+    between its neighbours at its own age, which is varied by the factor exp(`prior_age_sd`), or at
+    any age where its own is unknown.
 
     Sharing: `tissue_sharing`: probability that structures share their tissue's intensity (with
     priors: that they deviate together), but for `tissue_jitter`, SD of a structure's mean about its
@@ -45,6 +50,8 @@ class ContrastConfig:
     prior: float = 0.0
     prior_contrasts: tuple[str, ...] = ("T1w", "T2w")
     prior_table: str = "newborn"
+    prior_ages: dict[str, float] = field(default_factory=dict)
+    prior_age_sd: float = 0.12
     prior_spread_max: float = 0.1
     tissue_sharing: float = 0.6
     tissue_jitter: float = 0.08
@@ -76,6 +83,7 @@ class ContrastConfig:
         spreads = ("spread_min", "spread_max", "prior_spread_max", "tissue_jitter")
         check_ranges(self, dict.fromkeys((*probabilities, *means), SHARE))
         check_ranges(self, dict.fromkeys(spreads, (0, 10)))
+        check_ranges(self, {"prior_ages": (1, 10_000), "prior_age_sd": (0, 2)})
         if not all(word.isdecimal() for one in self.fuse_sets for word in one.split()):
             raise ValueError("fuse_sets holds label ids separated by blanks, such as '2 21 41 61'")
 
@@ -96,11 +104,13 @@ def draw_contrast(
     twins: np.ndarray,
     labels: np.ndarray,
     rng: np.random.Generator,
+    age_weeks: float = math.nan,
 ) -> ContrastDraw:
     """The Gaussians of K classes; class 0 is background.
 
     All (K,): `tissues` holds values of TISSUE_OF, `twins` the class of the other side, `labels` the
-    label id that stands for the class (at most 0: no priors, drawn at random). After Billot et al.
+    label id that stands for the class (at most 0: no priors, drawn at random); `age_weeks` is that
+    of the map, NaN where unknown. After Billot et al.
     2023 (SynthSeg), where every class is drawn alone, and Shang et al. 2022 (Infant-SynthSeg) for
     priors and fusing. Raises InputMissing, BadData and UsageProblem for a table of priors that is
     absent, malformed or without the contrasts asked for.
@@ -109,8 +119,8 @@ def draw_contrast(
     means, spreads = _at_random(config, tissues, together, rng)
     contrast = ""
     if rng.uniform() < config.prior:
-        contrast, priors = _choose(config, rng)
-        seen_means, seen_spreads = _as_seen(priors, tissues, labels, together, rng)
+        contrast, priors = _choose(config, labels, age_weeks, rng)
+        seen_means, seen_spreads = _as_seen(priors, tissues, together, rng)
         seen_spreads = np.clip(seen_spreads, SPREAD_FLOOR, config.prior_spread_max)
         known = np.isfinite(seen_means)
         means = np.where(known, seen_means, means)
@@ -147,32 +157,52 @@ def _at_random(
 _read_once = lru_cache(maxsize=8)(read_priors)
 
 
-def _choose(config: ContrastConfig, rng: np.random.Generator) -> tuple[str, Priors]:
-    tables = _read_once(config.prior_table)
-    choices = [name for name in config.prior_contrasts if name in tables]
+def _choose(
+    config: ContrastConfig, labels: np.ndarray, age_weeks: float, rng: np.random.Generator
+) -> tuple[str, np.ndarray]:
+    """A contrast, and what is known of the labels (K,) in it, (K, 4) as `Priors.of`."""
+    named = config.prior_ages or {config.prior_table: math.nan}
+    tables = {name: _read_once(name) for name in named}
+    there = {contrast for table in tables.values() for contrast in table}
+    choices = [name for name in config.prior_contrasts if name in there]
     if not choices:
         raise UsageProblem(
-            f"prior_table {config.prior_table!r} has {', '.join(tables)} but none of "
+            f"prior_table {', '.join(tables)!r} has {', '.join(sorted(there))} but none of "
             f"prior_contrasts {', '.join(config.prior_contrasts)}; change one of the two"
         )
     contrast = choices[rng.integers(len(choices))]
-    return contrast, tables[contrast]
+    usable = [(named[name], table[contrast]) for name, table in tables.items() if contrast in table]
+    usable.sort(key=lambda entry: entry[0])
+    if len(usable) == 1:
+        return contrast, usable[0][1].of(labels)
+    logs = np.log([age for age, _ in usable])
+    log_age = math.log(age_weeks) if age_weeks > 0 else rng.uniform(logs[0], logs[-1])
+    log_age += config.prior_age_sd * rng.standard_normal()
+    return contrast, _between([priors for _, priors in usable], logs, log_age, labels)
+
+
+def _between(
+    priors: Sequence[Priors], logs: np.ndarray, log_age: float, labels: np.ndarray
+) -> np.ndarray:
+    """(K, 4) priors at an age, linear in its logarithm; those of the nearest table beyond."""
+    above = int(np.clip(np.searchsorted(logs, log_age), 1, len(logs) - 1))
+    share = np.clip((log_age - logs[above - 1]) / (logs[above] - logs[above - 1]), 0, 1)
+    younger, older = priors[above - 1].of(labels), priors[above].of(labels)
+    mixed = (1 - share) * younger + share * older
+    # What one table lacks the other tells alone.
+    return np.where(np.isnan(mixed), np.where(np.isnan(younger), older, younger), mixed)
 
 
 def _as_seen(
-    priors: Priors,
-    tissues: np.ndarray,
-    labels: np.ndarray,
-    together: bool,
-    rng: np.random.Generator,
+    priors: np.ndarray, tissues: np.ndarray, together: bool, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means and SDs drawn from priors, NaN where a class has none.
+    """Means and SDs drawn from priors (K, 4), NaN where a class has none.
 
     `together`: the structures of a tissue lie above or below what is usual together, as they do in
     a real scan; independent draws would take a tissue apart more than subjects ever do.
     """
-    centre_mean, centre_sd, spread_mean, spread_sd = priors.of(labels).T
-    deviation = rng.standard_normal((2, len(labels)))
+    centre_mean, centre_sd, spread_mean, spread_sd = priors.T
+    deviation = rng.standard_normal((2, len(priors)))
     if together:
         deviation = rng.standard_normal((2, len(TISSUE_OF)))[:, tissues]
     seen_means = np.clip(centre_mean + centre_sd * deviation[0], 0, 1)

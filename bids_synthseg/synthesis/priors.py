@@ -4,9 +4,12 @@ A label has a centre (median intensity) and a spread (SD inside the label), each
 between subjects, on a scale where 0 and 1 are the 2nd and 98th percentile of a scan; after
 Infant-SynthSeg (Shang et al. 2022). `learning.estimate` makes such tables from scans.
 
-Two are shipped in data/priors: "newborn", T1w and T2w of the seven newborns of 37 to 41 weeks among
-the templates of Infant-SynthSeg, and "fetal", T2w of 25 population averages of 21 to 37 weeks in
-three atlases, one of them of spina bifida.
+Five are shipped in data/priors. Estimated: "newborn", T1w and T2w of the seven newborns of 37 to 41
+weeks among the templates of Infant-SynthSeg; "fetal", T2w of 25 population averages of 21 to 37
+weeks in three atlases, one of them of spina bifida; "adult", T1w of the 15 adults of MICCAI 2012;
+"months-3" and "months-12", T1w and T2w of an average of infants each, without bias field, labels by
+this program, SDs between subjects taken from newborns. Set by hand, after what is usual: the T2w of
+"adult" (its `subjects` are 0). Ages in between are interpolated (`ContrastConfig.prior_ages`).
 """
 
 from collections.abc import Mapping

@@ -5,6 +5,7 @@ stream and a sample can be replayed; `render` is a pure function of map and draw
 device up to float error. Image and target come from the same deformation.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -41,6 +42,10 @@ from bids_synthseg.synthesis.head import Donor, HeadConfig, HeadDraw, draw_head,
 from bids_synthseg.synthesis.noise import white_noise
 from bids_synthseg.synthesis.parts import PartsConfig, PartsDraw, draw_parts, part_of
 from bids_synthseg.synthesis.shape import ShapeConfig, ShapeDraw, draw_shape, reshape_tissue
+
+AIR_FROM = 2
+"""So many `head.OUTSIDE_UNIT`s from the brain what is neither painted nor labelled is air; nearer
+it may be fluid that a map does not label."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +154,13 @@ def draw(
     rng: np.random.Generator,
     pool: int = 1,
     donors: Sequence[Donor] = (),
+    age_weeks: float = math.nan,
 ) -> Draw:
     """Draw one sample on a grid of `shape` and of `voxel_mm`, centred on the brain.
 
     With `pool` > 1 it is painted on a grid that much finer, so that voxels mix tissues as real
-    ones do. `donors` are the heads that may be put around the brain.
+    ones do. `donors` are the heads that may be put around the brain; `age_weeks` is the age of the
+    map after conception, NaN where unknown, by which priors are chosen.
     """
     shape = tuple(n * pool for n in shape)
     flip = bool(rng.uniform() < config.flip)
@@ -174,6 +181,7 @@ def draw(
         twins=np.concatenate([source.twins, len(source.twins) + extra]),
         labels=np.concatenate([source.labels, np.where(extra == head.CSF, CSF_ID, -1)]),
         rng=rng,
+        age_weeks=age_weeks,
     )
     parts = draw_parts(config.parts, config.contrast, len(source.thresholds), rng)
     # Parts of tissues are drawn at random and take the place of priors.
@@ -200,11 +208,13 @@ def draw(
 
 
 def render(
-    source: SourceMap, drawn: Draw, donors: Sequence[Donor] = ()
+    source: SourceMap, drawn: Draw, donors: Sequence[Donor] = (), certain_air: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(X, Y, Z) float32 image and (X, Y, Z) int64 classes of a draw, on the map's device.
 
     Classes from `len(source.tissues)` on are those of `head`. `donors` are those of the draw.
+    `certain_air`: for a map whose background may be fluid as well. What is neither painted nor near
+    the brain, or empty in a scan around it, then gets the class of the skull, which may not.
     """
     device = source.classes.device
     affine = torch.from_numpy(drawn.affine).float().to(device)
@@ -218,6 +228,11 @@ def render(
     classes = _with_head(source, drawn, classes, outside, coordinates, donors)
     noise = white_noise(drawn.noise_seed, drawn.shape, device)
     image = _painted(source, drawn, classes, coordinates, inside, noise[0])
+    if certain_air:
+        air = (classes == 0) & (outside > AIR_FROM)
+        if drawn.image >= 0:
+            air = (classes == 0) & (image == 0) & (outside > 0)
+        classes = torch.where(air, len(source.tissues) + head.SKULL, classes)
     image = acquire(image.clamp(min=0), drawn.acquisition, noise.flip(0))
     image = apply_artefacts(image, outside.float(), drawn.artefacts)
     if drawn.pool > 1:
