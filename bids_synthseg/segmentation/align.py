@@ -2,14 +2,21 @@
 
 The network has already made the contrasts alike: each voxel's expected tissue value is an image
 that means the same in T1w and T2w, so the plain mean square difference brings scans together from
-far apart. How exactly is limited by the network, whose errors differ between contrasts; mutual
-information of the scans themselves, inside the brain, has no such bias but needs a start nearby.
+far apart, the more so as structures have names: their centres tell how a brain lies. How exactly is
+limited by the network, whose errors differ between contrasts; mutual information of the scans
+themselves, inside the brain, has no such bias but needs a start nearby.
+
+A network takes left for left in the mirror image of a brain as well, so a scan whose header
+exchanges the sides has plausible labels; but folds of cortex lie in other places, and the mirrored
+posteriors fit the other scan better.
 """
 
 from dataclasses import dataclass
+from itertools import permutations, product
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from scipy import ndimage
 
 from bids_synthseg.anatomy.volume import Grid
@@ -29,6 +36,9 @@ WORTH_MOVING_VOXELS = 1.0
 """Nor is the brain moved by less than so many working voxels: neither network nor registration is
 more exact than the headers of scans whose subject kept still."""
 
+MIRRORED_BY = 0.02
+"""Two scans are mirror images where mirroring one raises their overlap by this much."""
+
 _SAMPLED = 0.5
 _SAMPLING_SEED = 1
 _HISTOGRAM_BINS = 32
@@ -39,18 +49,25 @@ class Alignment:
     """`transform` (4, 4): point in the fixed scan's world -> point in the moving scan's, mm.
 
     `dice`: mean soft overlap of structures after, `dice_before`: by the headers alone;
-    `moved_mm`: mean distance that the points of the fixed brain are moved, 0 for the identity.
+    `moved_mm`: mean distance that the points of the fixed brain are moved, 0 for the identity;
+    `mirrored_dice`: after, with one scan mirrored.
     """
 
     transform: np.ndarray
     dice: float
     dice_before: float
     moved_mm: float = 0.0
+    mirrored_dice: float = 0.0
+
+    @property
+    def mirrored(self) -> bool:
+        """True where the scans show a brain and its mirror image: the sides of one are exchanged."""
+        return self.mirrored_dice >= max(MIN_DICE, self.dice + MIRRORED_BY)
 
     @property
     def accepted(self) -> bool:
         """True where the scans show the same brain in the same place."""
-        return self.dice >= MIN_DICE
+        return self.dice >= MIN_DICE and not self.mirrored
 
     @property
     def summary(self) -> str:
@@ -74,16 +91,27 @@ def align(fixed: Segmented, moving: Segmented) -> Alignment:
     start = rough if overlap(fixed.field, moving.field, rough) > before else identity
     found = _by_intensities(fixed, moving, start)
     after = overlap(fixed.field, moving.field, found)
+    twin = mirrored(moving.field)
+    mirrored_dice = overlap(fixed.field, twin, _by_posteriors(fixed.field, twin))
+    # What the posteriors say of a mirror image is to be compared with what they say of the scan.
+    if mirrored_dice < overlap(fixed.field, moving.field, rough) + MIRRORED_BY:
+        mirrored_dice = 0.0
     moved_mm = _distance_mm(fixed.field, found)
     worth_mm = WORTH_MOVING_VOXELS * float(fixed.field.grid.voxel_size_mm.max())
     if after < before + WORTH_MOVING or moved_mm < worth_mm:
-        return Alignment(identity, before, before)
-    return Alignment(found, after, before, moved_mm)
+        return Alignment(identity, before, before, mirrored_dice=mirrored_dice)
+    return Alignment(found, after, before, moved_mm, mirrored_dice)
 
 
-def overlap(fixed: GridField, moving: GridField, transform: np.ndarray) -> float:
-    """Mean soft Dice over structures, on every second voxel of the fixed working grid."""
-    indices = np.stack(np.meshgrid(*(np.arange(0, n, 2) for n in fixed.grid.shape)), axis=-1)
+def mirrored(field: GridField) -> GridField:
+    """A field as its mirror image would have it: the other side of its grid, by the other name."""
+    twins = torch.from_numpy(field.table.mirror_channels).to(field.data.device)
+    return GridField(field.data.flip(1)[twins], field.grid, field.table)
+
+
+def overlap(fixed: GridField, moving: GridField, transform: np.ndarray, every: int = 2) -> float:
+    """Mean soft Dice over structures, on every so many voxels of the fixed working grid."""
+    indices = np.stack(np.meshgrid(*(np.arange(0, n, every) for n in fixed.grid.shape)), axis=-1)
     points = fixed.grid.to_world(indices.reshape(-1, 3))
     there = moving.at(_mapped(points, transform))[1:]
     here = fixed.at(points)[1:]
@@ -136,10 +164,64 @@ def _distance_mm(fixed: GridField, transform: np.ndarray) -> float:
 
 
 def _by_posteriors(fixed: GridField, moving: GridField) -> np.ndarray:
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMeanSquares()
+    """The rigid transform (4, 4) that is best by posteriors, from the headers on or from where the
+    centres of structures say."""
     first, second = (_sitk_image(_tissue_values(one), one.grid) for one in (fixed, moving))
-    return _optimised(method, first, second, np.eye(4), fixed.grid, (4, 2))
+    starts = [_by_centres(fixed, moving)]
+    if overlap(fixed, moving, np.eye(4)) > 0:
+        starts.insert(0, np.eye(4))
+    found = []
+    for start in starts:
+        method = sitk.ImageRegistrationMethod()
+        method.SetMetricAsMeanSquares()
+        found.append(_optimised(method, first, second, start, fixed.grid, (4, 2)))
+    return max(found, key=lambda transform: overlap(fixed, moving, transform))
+
+
+def _by_centres(fixed: GridField, moving: GridField) -> np.ndarray:
+    """The rigid transform (4, 4) that lays centres of structures on each other, or centre on centre
+    after a quarter turn or several: the one with the best overlap."""
+    (here, here_mass), (there, there_mass) = (_centres(field) for field in (fixed, moving))
+    weight = np.minimum(here_mass, there_mass)
+    if not weight.any():
+        return np.eye(4)
+    weight = weight / weight.sum()
+    middle, other_middle = weight @ here, weight @ there
+    # Kabsch 1976: the rotation with the least squares of distances.
+    left, _, right = np.linalg.svd((there - other_middle).T @ (weight[:, None] * (here - middle)))
+    handed = np.diag([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
+    turns = [left @ handed @ right, *_quarter_turns()]
+    candidates = []
+    for turn in turns:
+        transform = np.eye(4)
+        transform[:3, :3] = turn
+        transform[:3, 3] = other_middle - turn @ middle
+        candidates.append(transform)
+    return max(candidates, key=lambda transform: overlap(fixed, moving, transform, every=4))
+
+
+def _centres(field: GridField) -> tuple[np.ndarray, np.ndarray]:
+    """(C - 1, 3) centres in mm of the posteriors of all labels, and (C - 1,) their volumes in mm3;
+    of labels too small to tell a place both are 0."""
+    data = field.data[1:].float().cpu().numpy().astype(np.float64)
+    mass = data.sum(axis=(1, 2, 3))
+    sums = []
+    for axis, n in enumerate(field.grid.shape):
+        others = tuple(other for other in (1, 2, 3) if other != axis + 1)
+        sums.append(data.sum(axis=others) @ np.arange(n))
+    large = mass > 0.005 * mass.sum()
+    centres = np.zeros((len(data), 3))
+    centres[large] = field.grid.to_world((np.stack(sums, axis=1)[large].T / mass[large]).T)
+    return centres, np.where(large, mass * field.grid.voxel_volume_mm3, 0)
+
+
+def _quarter_turns() -> list[np.ndarray]:
+    """The 24 rotations (3, 3) that take axes to axes."""
+    signed = (
+        np.eye(3)[list(axes)] * signs
+        for axes, signs in product(permutations(range(3)), product((1, -1), repeat=3))
+    )
+    return [turn for turn in signed if np.linalg.det(turn) > 0]
 
 
 def _by_intensities(fixed: Segmented, moving: Segmented, start: np.ndarray) -> np.ndarray:
