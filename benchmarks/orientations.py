@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
     def labels(volume: Volume) -> np.ndarray:
         result = segment(volume, segmenter.model, segmenter.locator, mirror=False)
-        return label_volume(result.field, volume.grid).aseg
+        return label_volume(result.answer, volume.grid).aseg
 
     expected = labels(scan)
     agreement = []

@@ -48,7 +48,7 @@ class Outcome:
 def segmented(scan: Volume, segmenter: Segmenter) -> Outcome:
     """One scan through the locator, the network and the cleaning of its labels."""
     result = segment(scan, segmenter.model, segmenter.locator)
-    labelled = label_volume(result.field, scan.grid)
+    labelled = label_volume(result.answer, scan.grid)
     brain_ml = float(labelled.mask.sum()) * scan.grid.voxel_volume_mm3 / 1000
     flagged = bool(result.warnings) or brain_ml < SMALLEST_BRAIN_ML
     return Outcome(labelled.native, segmenter.table, brain_ml, flagged)
@@ -214,7 +214,7 @@ def locator_numbers(
     """Whether the locator saw a brain, its Dice on its own grid and the error of its box; both only
     where `brain` (bool) is known, on any grid of the scan's world."""
     canonical = standardised(scan.canonical()[0])
-    location = locate(canonical, segmenter.locator)
+    location = locate(canonical, canonical.grid, segmenter.locator)
     box = location.box
     values = {"found": float(box.found), "box_mm": float(box.extent_mm.max())}
     if brain is not None:

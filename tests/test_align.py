@@ -107,7 +107,7 @@ def test_segmentations_that_err_apart_move_no_scan(t1w):
 
 
 def one_sided(image, side=1):
-    """The image of a head with a bright cube in the white matter of one side, and near the front."""
+    """The image of a head with a bright cube in the front of one side's white matter."""
     data = image.data.copy()
     axis = image.grid.to_world(np.stack(np.indices(data.shape), -1)) - image.grid.centre_mm
     near = np.abs(axis - [side * 9.0, 16.0, 6.0]).max(axis=-1) < 6

@@ -3,7 +3,8 @@
 The rule looks at one measure after another (LIMITS). Beyond its first limit a measure asks for a
 look at the report ("check"), beyond the second the result is most likely of no use ("fail"). The
 worst measure gives the verdict, and every one beyond a limit a reason. What the run warned of makes
-a "check" as well, and so does an age that the network was not trained on.
+a "check" as well, and so does an age that the network was not trained on. Notes (no unit in the
+header, negative intensities, no age) are told and change nothing.
 
 The limits were set by hand with an eye on validation scans that were spoiled on purpose; how well
 they tell a Dice under 0.7 from a better one is shown by `benchmarks/quality.py`.
@@ -41,6 +42,16 @@ MEASURES: dict[str, dict[str, str]] = {
         "Description": "Largest cut through the brain by a side of the field of view, as a share "
         "of the brain's surface; empty slices at the border of an image do not belong to its field "
         "of view"
+    },
+    "empty_tissue_ml": {
+        "Description": "Tissue that the network expects where the scan is empty around the brain "
+        "(one value alone, as of what was cut away): it is left out of the labels; the highest of "
+        "the scans",
+        "Units": "mL",
+    },
+    "empty_slices": {
+        "Description": "Number of slices that hold nothing between the first and the last of the "
+        "brain"
     },
     "asymmetry": {
         "Description": "Difference of the volumes of left and right structures, as a share of "
@@ -130,6 +141,9 @@ LIMITS = (
     # Brains that were cut out of their scans reach 0.023, those that lost a quarter have 0.05.
     Limit("edge_fraction", "above", 0.03, 0.12, "The border of the field of view cuts the brain "
           "({:.0%} of its surface)."),
+    Limit("empty_tissue_ml", "above", 5.0, None, "Part of the brain is missing: where the image is "
+          "empty, tissue of {:.0f} ml was expected."),
+    Limit("empty_slices", "above", 0, None, "Slices within the brain are empty: {:.0f}."),
     Limit("asymmetry", "above", 0.08, 0.25, "Left and right differ by {:.0%} of their volume."),
     # A young fetus has no hippocampus or amygdala to see, and its tissues are good all the same.
     Limit("unsure_structures", "above", 0, None, "Structures not to rely on: {:.0f}, see the "

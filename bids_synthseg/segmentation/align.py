@@ -61,7 +61,7 @@ class Alignment:
 
     @property
     def mirrored(self) -> bool:
-        """True where the scans show a brain and its mirror image: the sides of one are exchanged."""
+        """True where one scan shows the mirror image of the other's brain."""
         return self.mirrored_dice >= max(MIN_DICE, self.dice + MIRRORED_BY)
 
     @property

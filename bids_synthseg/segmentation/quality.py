@@ -12,6 +12,7 @@ from bids_synthseg.anatomy.agreement import (
     asymmetry,
     channel_dice,
     edge_fraction,
+    empty_slices,
     missing_structures,
     structure_median,
 )
@@ -60,6 +61,7 @@ def space_measures(
         "edge_fraction": max(
             edge_fraction(labelled.mask, image.data, spacing_mm) for image in images
         ),
+        "empty_slices": float(max(empty_slices(labelled.mask, image.data) for image in images)),
         "asymmetry": asymmetry(labelled.hard_mm3, table),
         "unsure_structures": float((evidence.predicted_dice[1:] < UNSURE_DICE).sum()),
         "missing_structures": float(missing_structures(labelled.hard_mm3, table)),
