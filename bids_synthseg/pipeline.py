@@ -22,7 +22,7 @@ from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, session_
 from bids_synthseg.bids.growth import age_measures
 from bids_synthseg.bids.methods import Methods
 from bids_synthseg.bids.provenance import made_with, options_sha256
-from bids_synthseg.bids.quality import Quality, judge
+from bids_synthseg.bids.quality import EMPTY_TISSUE_ML, Quality, judge
 from bids_synthseg.bids.scans import CONTRASTS, Scan, ScanGroup
 from bids_synthseg.errors import AppError, BadData, UsageProblem
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
@@ -324,7 +324,7 @@ def _quality(
         "alignment_dice": min(dices, default=None),
         "slice_mm": max(sides_mm),
         "bias_range": max(fields, default=None),
-        "empty_tissue_ml": max(part.result.unseen_tissue_ml for part in parts),
+        "empty_tissue_ml": max(sum(part.result.unseen_tissue_ml.values()) for part in parts),
     }
     return judge({**measures, **more, **age_measures(age, measures["brain_ml"])}, warnings)
 
@@ -363,7 +363,8 @@ def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segm
     if not (result.found and SMALLEST_BRAIN_ML <= brain_ml <= LARGEST_BRAIN_ML):
         raise BadData(
             f"{image.path}: no brain found (what was taken for one has {brain_ml:.0f} ml); look at "
-            "the scan, or leave it out with --bids-filter-file"
+            "the scan, cut the head out if it shows more (a fetus in its mother), or leave it out "
+            "with --bids-filter-file"
         )
     return result
 
@@ -381,6 +382,13 @@ def _warnings(parts: list[Part]) -> list[str]:
     found = [warning for part in parts for warning in part.image.warnings]
     for part in parts:
         found += [f"{part.scan.path}: {warning}" for warning in part.result.warnings]
+        missing = part.result.unseen_tissue_ml
+        if sum(missing.values()) > EMPTY_TISSUE_ML:
+            named = ", ".join(f"{name} ({ml:.0f} ml)" for name, ml in missing.items() if ml >= 1)
+            found.append(
+                f"{part.scan.path}: the image is empty where these are expected, which are left "
+                f"out: {named or 'many structures'}"
+            )
         if part.repeats:
             found.append(
                 f"{part.scan.path}: has the same voxels as {part.repeats.path.name}: one scan "

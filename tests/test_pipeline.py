@@ -240,10 +240,21 @@ def test_half_of_a_brain_has_half_of_the_labels(session):
     labels, image = head(T1W_PLACE)
     there = (labels.data > 0) & (np.arange(labels.data.shape[0]) > 18)[:, None, None]
     data = np.where(there, image.data, 0).astype(np.float32)
-    _, out = session({"T1w": nifti(data, T1W_PLACE.affine)})
+    result, out = session({"T1w": nifti(data, T1W_PLACE.affine)})
+    assert result.message == ""  # the hand-made network reads nothing into what is empty
     for name in ("desc-aseg_dseg", "desc-native_dseg", "desc-brain_mask"):
         assert not np.asarray(load(out, f"space-T1w_{name}").dataobj)[~there].any()
-    assert Quality.of(record(out)["Quality"]).measures["empty_tissue_ml"] is not None
+    assert Quality.of(record(out)["Quality"]).measures["empty_tissue_ml"] < 1
+
+
+def test_what_is_missing_is_named(session, monkeypatch):
+    expected = {"Right-Cerebral-Cortex": 7.4, "Right-Thalamus": 1.2, "Right-Hippocampus": 0.3}
+    monkeypatch.setattr(predict.Segmented, "unseen_tissue_ml", expected)
+    result, out = session({"T1w": scan(T1W_PLACE)})
+    assert result.message.endswith("Right-Cerebral-Cortex (7 ml), Right-Thalamus (1 ml)")
+    found = Quality.of(record(out)["Quality"])
+    assert found.measures["empty_tissue_ml"] == pytest.approx(8.9)
+    assert found.reasons[0] == result.message
 
 
 def test_what_is_too_large_for_a_brain_is_a_failure(session, monkeypatch):

@@ -127,6 +127,9 @@ class Limit:
         return "check" if sign * value > sign * self.check else "pass"
 
 
+EMPTY_TISSUE_ML = 5.0
+"""Brains that were cut out of their scans, newborns' and adults', have at most 0.1."""
+
 LIMITS = (
     Limit("predicted_dice", "below", 0.74, 0.66, "The network is unsure: it expects a Dice of "
           "{:.2f} only."),
@@ -141,8 +144,8 @@ LIMITS = (
     # Brains that were cut out of their scans reach 0.023, those that lost a quarter have 0.05.
     Limit("edge_fraction", "above", 0.03, 0.12, "The border of the field of view cuts the brain "
           "({:.0%} of its surface)."),
-    Limit("empty_tissue_ml", "above", 5.0, None, "Part of the brain is missing: where the image is "
-          "empty, tissue of {:.0f} ml was expected."),
+    Limit("empty_tissue_ml", "above", EMPTY_TISSUE_ML, None, "Part of the brain is missing: where "
+          "the image is empty, tissue of {:.0f} ml was expected."),
     Limit("empty_slices", "above", 0, None, "Slices within the brain are empty: {:.0f}."),
     Limit("asymmetry", "above", 0.08, 0.25, "Left and right differ by {:.0%} of their volume."),
     # A young fetus has no hippocampus or amygdala to see, and its tissues are good all the same.

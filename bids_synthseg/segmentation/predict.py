@@ -9,6 +9,7 @@ import copy
 import logging
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -87,12 +88,17 @@ class Segmented:
         """The field where the scan shows something: what labels are made of."""
         return SeenField(self.field, self.unseen)
 
-    @property
-    def unseen_tissue_ml(self) -> float:
-        """Tissue that the network expects where nothing was measured: what is missing."""
-        grid = self.field.grid
-        places = grid.to_world(np.argwhere(solid_tissue(self.field)))
-        return float(self.answer.is_empty(places).sum()) * grid.voxel_volume_mm3 / 1000
+    @cached_property
+    def unseen_tissue_ml(self) -> dict[str, float]:
+        """Tissue that the network expects where nothing was measured, by the names of aseg labels,
+        the largest first: what is missing."""
+        table, channels = self.field.table.fold("aseg")
+        grid, tissue = self.field.grid, solid_tissue(self.field)
+        empty = self.answer.is_empty(grid.to_world(np.argwhere(tissue)))
+        labels = channels[self.field.data.argmax(0).cpu().numpy()[tissue][empty]]
+        sizes_ml = np.bincount(labels, minlength=len(table)) * grid.voxel_volume_mm3 / 1000
+        order = [channel for channel in np.argsort(-sizes_ml) if sizes_ml[channel] > 0]
+        return {table.rows[channel].name: float(sizes_ml[channel]) for channel in order}
 
 
 @dataclass(frozen=True, eq=False)
