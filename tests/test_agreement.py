@@ -178,4 +178,7 @@ def test_slices_that_were_lost_within_the_brain_are_counted():
     image[3, 3, 8] = 1e6
     assert empty_slices(mask, image) == 2
     assert empty_slices(np.zeros(image.shape, bool), image) == 0
-    assert empty_slices(mask, np.full(image.shape, 3.0)) == 10
+    # What lies beyond the last slice that holds something is no loss within.
+    image[:, :, 13:] = 0
+    assert empty_slices(mask, image) == 1
+    assert empty_slices(mask, np.full(image.shape, 3.0)) == 0

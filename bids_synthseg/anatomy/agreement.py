@@ -169,15 +169,15 @@ def filled_slices(image: np.ndarray) -> list[np.ndarray]:
 
 
 def empty_slices(mask: np.ndarray, image: np.ndarray) -> int:
-    """How many slices of an image (X, Y, Z) hold nothing between the first and the last slice of a
-    mask, along the axis where they are most."""
-    lost = 0
+    """How many slices of an image (X, Y, Z) hold nothing, though slices on both sides do, between
+    the first and the last slice of a mask; along the axis where they are most."""
+    lost = [0]
     for axis, filled in enumerate(filled_slices(image)):
         others = tuple(other for other in range(3) if other != axis)
-        places = np.flatnonzero(mask.any(axis=others))
+        places = np.flatnonzero(mask.any(axis=others) & filled)
         if len(places):
-            lost = max(lost, int(np.count_nonzero(~filled[places[0] : places[-1] + 1])))
-    return lost
+            lost.append(int(np.count_nonzero(~filled[places[0] : places[-1]])))
+    return max(lost)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
