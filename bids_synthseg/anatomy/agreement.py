@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bids_synthseg.anatomy.intensity import air_and_bright
-from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.labels import FLUID, LabelTable
 from bids_synthseg.anatomy.posteriors import entropy
 
-_FLUID = 3  # BIDS tissue number of CSF
 _MARGIN = 0.08
 """So near to a border, as a share of a brain's longest side, a network rounds off what is cut."""
 _BLANK = 1e-3
@@ -101,7 +100,7 @@ def missing_structures(volumes: np.ndarray, table: LabelTable) -> int:
     """How many labels of the table have no volume (C,); fluid may truly be absent and is not
     counted."""
     rows = list(zip(volumes, table.rows, strict=True))[1:]
-    return sum(volume == 0 and row.mapping != _FLUID for volume, row in rows)
+    return sum(volume == 0 and row.mapping != FLUID for volume, row in rows)
 
 
 def edge_fraction(mask: np.ndarray, image: np.ndarray, spacing_mm: Sequence[float]) -> float:

@@ -63,7 +63,8 @@ MEASURES: dict[str, dict[str, str]] = {
     },
     "missing_structures": {"Description": "Number of structures without any voxel, fluid left out"},
     "islands_ml": {
-        "Description": "Volume of stray pieces that were given to a neighbour or removed",
+        "Description": "Volume of stray pieces of tissue that were given to a neighbour or "
+        "removed; fluid between folds comes in pieces",
         "Units": "mL",
     },
     "brain_ml": {"Description": "Volume of the brain mask", "Units": "mL"},

@@ -17,7 +17,7 @@ import torch
 from bids_synthseg.anatomy.extent import without_far_fluid
 from bids_synthseg.anatomy.intensity import standardised, without_data
 from bids_synthseg.anatomy.islands import largest_component
-from bids_synthseg.anatomy.labels import CSF_ID
+from bids_synthseg.anatomy.labels import CSF_ID, FLUID
 from bids_synthseg.anatomy.volume import Grid, Volume, resample, working_voxel_mm
 from bids_synthseg.models.checkpoint import Model
 from bids_synthseg.models.inputs import network_input
@@ -34,9 +34,6 @@ BOX_TOLERANCE = 0.06
 FIELD_TOLERANCE = 0.1
 """The bias field that was taken off may differ from the one within the segmented tissue by this SD
 of its logarithm. The first is found in the coarse mask of the locator, fluid included."""
-
-FLUID = 3
-"""BIDS tissue number of fluid, which is left out where the bias field is sought."""
 
 MAX_PASSES = 4
 
