@@ -148,6 +148,12 @@ def is_silent(posteriors: np.ndarray) -> np.ndarray:
     return posteriors.sum(axis=0) < 0.5
 
 
+def background_where_silent(posteriors: np.ndarray) -> np.ndarray:
+    """Posteriors (C, ...), in place, with certain background where a field says nothing."""
+    posteriors[0][is_silent(posteriors)] = 1
+    return posteriors
+
+
 def slabs(source: PosteriorField, grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
     """The field on a grid in slabs along its first axis: (slice, (C, n, Y, Z)) after another."""
     thickness = max(1, SLAB_VOXELS // (grid.shape[1] * grid.shape[2]))

@@ -10,7 +10,14 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.metrics import table_volumes_mm3
 from bids_synthseg.anatomy.posteriors import best_channel, fold
 from bids_synthseg.anatomy.volume import Grid
-from bids_synthseg.segmentation.field import MergedField, PosteriorField, is_silent, slabs, surest
+from bids_synthseg.segmentation.field import (
+    MergedField,
+    PosteriorField,
+    background_where_silent,
+    is_silent,
+    slabs,
+    surest,
+)
 
 CERTAIN_BACKGROUND = 0.99
 """Where every contrast holds background for more probable than this, none can disagree."""
@@ -61,8 +68,7 @@ def label_volume(
     kept = np.zeros((len(channels), *grid.shape), np.float32) if keep_posteriors else None
     for views in zip(*(slabs(field, grid) for field in contrasts), strict=True):
         part, each = views[0][0], [data for _, data in views]
-        data = surest(each)
-        data[0][is_silent(data)] = 1
+        data = background_where_silent(surest(each))
         folded = fold(data, channels)
         chosen[part], confidence[part] = best_channel(folded)
         within[part] = _member(data, channels, chosen[part])
