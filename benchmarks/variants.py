@@ -102,12 +102,12 @@ def passes_of(scan: Volume, segmenter: Segmenter, other: Model | None) -> tuple[
     started = time.perf_counter()
     unmoved = posteriors_of(result.image, model, mirrored=True).data
     seconds = time.perf_counter() - started
-    mirrored = twin_of(canonical, result.box, plain, model).data
-    moved = twin_of(canonical, result.box, plain, model, mirrored=False).data
+    mirrored = twin_of(canonical, canonical.grid, result.box, plain, model).data
+    moved = twin_of(canonical, canonical.grid, result.box, plain, model, mirrored=False).data
     others = ()
     if other is not None:
         theirs = posteriors_of(result.image, other)
-        others = (theirs.data, twin_of(canonical, result.box, theirs, other).data)
+        others = (theirs.data, twin_of(canonical, canonical.grid, result.box, theirs, other).data)
     return result, Passes(plain.data, mirrored, unmoved, moved, seconds, others)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_synthseg.anatomy.intensity import air_and_bright
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.bids.report_figures import PLANES, slice_positions
 from bids_synthseg.errors import BadData
@@ -75,10 +76,9 @@ def _box(seen: np.ndarray) -> tuple[slice, ...]:
 
 
 def _grey(data: np.ndarray) -> np.ndarray:
-    """Image in 0..1 between the percentiles of its foreground."""
-    foreground = data[data > 0] if (data > 0).any() else data
-    low, high = np.percentile(foreground, (1, 99.5))
-    return np.clip((data - low) / max(high - low, 1e-6), 0, 1)
+    """Image in 0..1 from air to bright tissue."""
+    low, high = air_and_bright(data) or (float(data.min()), np.inf)
+    return np.clip((data - low) / (high - low), 0, 1)
 
 
 def _overlay(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:

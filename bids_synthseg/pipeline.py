@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bids_synthseg import __version__, nifti
@@ -21,8 +22,8 @@ from bids_synthseg.bids.derivatives import SessionPaths, SessionWriter, session_
 from bids_synthseg.bids.growth import age_measures
 from bids_synthseg.bids.methods import Methods
 from bids_synthseg.bids.provenance import made_with, options_sha256
-from bids_synthseg.bids.quality import Quality, judge
-from bids_synthseg.bids.scans import CONTRASTS, ScanGroup
+from bids_synthseg.bids.quality import EMPTY_TISSUE_ML, Quality, judge
+from bids_synthseg.bids.scans import CONTRASTS, Scan, ScanGroup
 from bids_synthseg.errors import AppError, BadData, UsageProblem
 from bids_synthseg.models.checkpoint import Model, load_model, shipped_folder
 from bids_synthseg.models.registry import compare_checksums
@@ -38,8 +39,9 @@ from bids_synthseg.storage import file_sha256
 
 LOG = logging.getLogger(__name__)
 
-SMALLEST_BRAIN_ML = 15.0
-"""Less than a 20-week fetus has: whatever was found is no brain."""
+SMALLEST_BRAIN_ML, LARGEST_BRAIN_ML = 15.0, 2500.0
+"""Less than a 20-week fetus has, more than an adult with the fluid around the brain: whatever was
+found is no brain."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,10 @@ def _make(
         raise BadData(f"{changed[0]}: has changed while it was read; run again when it is complete")
     results = [_segment(image, segmenter, options) for image in images]
     alignments = [Alignment.of_the_first(), *(align(results[0], one) for one in results[1:])]
-    parts = [Part(*of) for of in zip(group.scans, images, results, alignments, strict=True)]
+    repeats = [_repeated(number, group.scans, images) for number in range(len(images))]
+    parts = [
+        Part(*of) for of in zip(group.scans, images, results, alignments, repeats, strict=True)
+    ]
     if observe:
         observe(parts)
     warnings = _warnings(parts)
@@ -255,7 +260,7 @@ def _make(
         writer.write_transform("T1w", "T2w", itk_text(t1w.seen_from(t2w)))
     if options.save_per_image:
         for part in parts:
-            labelled = label_volume(part.result.field, part.image.volume.grid)
+            labelled = label_volume(part.result.answer, part.image.volume.grid)
             writer.write_per_image(part.scan, part.image, labelled.aseg, labelled.native)
     for part in parts:
         if part.alignment.accepted and part.alignment.moved_mm:
@@ -312,13 +317,14 @@ def _quality(
 ) -> Quality:
     """The verdict on a session; `measures` are those of its spaces."""
     age = read_ages(bids_dir, [group.key])[group.key]
-    dices = [part.alignment.dice for part in parts[1:]]
+    dices = [part.alignment.dice for part in parts[1:] if part.repeats is None]
     sides_mm = [float(part.image.volume.grid.voxel_size_mm.max()) for part in parts]
     fields = [p.result.bias_range for p in parts if p.result.bias_range is not None]
     more = {
         "alignment_dice": min(dices, default=None),
         "slice_mm": max(sides_mm),
         "bias_range": max(fields, default=None),
+        "empty_tissue_ml": max(sum(part.result.unseen_tissue_ml.values()) for part in parts),
     }
     return judge({**measures, **more, **age_measures(age, measures["brain_ml"])}, warnings)
 
@@ -354,19 +360,48 @@ def _segment(image: nifti.Image, segmenter: Segmenter, options: Options) -> Segm
     result = segment(image.volume, segmenter.model, segmenter.locator, options.mirror)
     voxel_ml = result.field.grid.voxel_volume_mm3 / 1000
     brain_ml = float((1 - result.field.data[0]).sum()) * voxel_ml
-    if brain_ml < SMALLEST_BRAIN_ML:
+    if not (result.found and SMALLEST_BRAIN_ML <= brain_ml <= LARGEST_BRAIN_ML):
         raise BadData(
-            f"{image.path}: no brain found ({brain_ml:.0f} ml); look at the scan, "
-            "or leave it out with --bids-filter-file"
+            f"{image.path}: no brain found (what was taken for one has {brain_ml:.0f} ml); look at "
+            "the scan, cut the head out if it shows more (a fetus in its mother), or leave it out "
+            "with --bids-filter-file"
         )
     return result
+
+
+def _repeated(number: int, scans: Sequence[Scan], images: Sequence[nifti.Image]) -> Scan | None:
+    """The scan before the one of this number that has the same voxels, in whatever order."""
+    data = images[number].volume.canonical()[0].data
+    for scan, image in zip(scans[:number], images, strict=False):
+        if np.array_equal(image.volume.canonical()[0].data, data):
+            return scan
+    return None
 
 
 def _warnings(parts: list[Part]) -> list[str]:
     found = [warning for part in parts for warning in part.image.warnings]
     for part in parts:
         found += [f"{part.scan.path}: {warning}" for warning in part.result.warnings]
-        if not part.alignment.accepted:
+        missing = part.result.unseen_tissue_ml
+        if sum(missing.values()) > EMPTY_TISSUE_ML:
+            named = ", ".join(f"{name} ({ml:.0f} ml)" for name, ml in missing.items() if ml >= 1)
+            found.append(
+                f"{part.scan.path}: the image is empty where these are expected, which are left "
+                f"out: {named or 'many structures'}"
+            )
+        if part.repeats:
+            found.append(
+                f"{part.scan.path}: has the same voxels as {part.repeats.path.name}: one scan "
+                "under two names, which counts once"
+            )
+        if part.alignment.mirrored:
+            found.append(
+                f"{part.scan.path}: not merged, it is the mirror image of "
+                f"{parts[0].scan.path.name} (overlap by a Dice of {part.alignment.dice:.2f}, "
+                f"mirrored {part.alignment.mirrored_dice:.2f}): the header of one of them "
+                "exchanges left and right"
+            )
+        elif not part.alignment.accepted:
             found.append(
                 f"{part.scan.path}: not merged, its segmentation overlaps that of "
                 f"{parts[0].scan.path.name} by a Dice of {part.alignment.dice:.2f} only; "

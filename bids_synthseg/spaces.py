@@ -24,12 +24,14 @@ from bids_synthseg.segmentation.quality import lowest, space_measures
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One scan of a session; `alignment` is to the session's first scan."""
+    """One scan of a session; `alignment` is to the session's first scan, `repeats` an earlier scan
+    that has the same voxels."""
 
     scan: Scan
     image: nifti.Image
     result: Segmented
     alignment: Alignment
+    repeats: Scan | None = None
 
     @property
     def place(self) -> tuple:
@@ -60,7 +62,7 @@ def merged_field(parts: Sequence[Part], viewer: Part) -> MergedField:
 
 def _view(part: Part, viewer: Part) -> PosteriorField:
     transform = part.seen_from(viewer)
-    field = part.result.field
+    field = part.result.answer
     return field if np.array_equal(transform, np.eye(4)) else MovedField(field, transform)
 
 
@@ -75,6 +77,8 @@ def write_spaces(
     image itself for the contrasts in `preproc`; returns what was measured."""
     viewer = alike[0]
     together = [part for part in parts if part.merged_with(viewer)]
+    # One scan under two names has one voice.
+    together = [part for part in together if part.repeats is None] or [viewer]
     field = merged_field(together, viewer)
     labelled = label_volume(field, viewer.image.volume.grid, save_posteriors != "none")
     mirror_dice = lowest([part.result.mirror_dice for part in together], len(labelled.aseg_table))

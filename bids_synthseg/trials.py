@@ -22,7 +22,7 @@ from bids_synthseg.nifti import read_labels, read_scan
 from bids_synthseg.painting import PaintedHead, Sitter, paint_age, paint_contrast
 from bids_synthseg.pipeline import SMALLEST_BRAIN_ML, Segmenter
 from bids_synthseg.scorecard import ALL, Number
-from bids_synthseg.segmentation.field import PosteriorField, slabs
+from bids_synthseg.segmentation.field import PosteriorField, background_where_silent, slabs
 from bids_synthseg.segmentation.labelling import label_volume
 from bids_synthseg.segmentation.locate import BrainBox, box_of, locate
 from bids_synthseg.segmentation.predict import segment
@@ -48,7 +48,7 @@ class Outcome:
 def segmented(scan: Volume, segmenter: Segmenter) -> Outcome:
     """One scan through the locator, the network and the cleaning of its labels."""
     result = segment(scan, segmenter.model, segmenter.locator)
-    labelled = label_volume(result.field, scan.grid)
+    labelled = label_volume(result.answer, scan.grid)
     brain_ml = float(labelled.mask.sum()) * scan.grid.voxel_volume_mm3 / 1000
     flagged = bool(result.warnings) or brain_ml < SMALLEST_BRAIN_ML
     return Outcome(labelled.native, segmenter.table, brain_ml, flagged)
@@ -73,7 +73,7 @@ def calibrations(
     The posteriors are summed to the labels that `match` tells apart: a reference need not know all
     of the model's.
     """
-    fields: dict[str, PosteriorField] = {part.scan.suffix: part.result.field for part in parts}
+    fields: dict[str, PosteriorField] = {part.scan.suffix: part.result.answer for part in parts}
     if len(fields) == 2 and all(part.alignment.accepted for part in parts):
         fields["merged"] = merged_field(parts, parts[0])
     return [
@@ -120,7 +120,7 @@ def field_reliability(
     judged = match.judged(reference.data)
     total, brain, escaped = Reliability.of_nothing(), 0, 0
     for part, data in slabs(field, reference.grid):
-        posteriors = fold(data, channels)
+        posteriors = fold(background_where_silent(data), channels)
         where = uncertain(posteriors)
         total += reliability(posteriors, truth[part], where & judged[part])
         brain += int((truth[part] > 0).sum())
@@ -214,7 +214,7 @@ def locator_numbers(
     """Whether the locator saw a brain, its Dice on its own grid and the error of its box; both only
     where `brain` (bool) is known, on any grid of the scan's world."""
     canonical = standardised(scan.canonical()[0])
-    location = locate(canonical, segmenter.locator)
+    location = locate(canonical, canonical.grid, segmenter.locator)
     box = location.box
     values = {"found": float(box.found), "box_mm": float(box.extent_mm.max())}
     if brain is not None:

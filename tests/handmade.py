@@ -112,7 +112,7 @@ def reader(shape: tuple[int, int, int] = (40, 48, 40), fill: float = 0.85) -> Mo
     return Model(GreyReader(table), Head(table, "sided"), shape, fill, correct_bias=False)
 
 
-def locator(level: float = 0.12, shape: tuple[int, int, int] = (32, 32, 32)) -> Model:
+def locator(level: float = 0.12, shape: tuple[int, int, int] = (48, 48, 48)) -> Model:
     """A model of brain and background."""
     brain = Label(1, "Brain", "BRAIN", "#cd3e4e", 1, "brain", "midline", 1, 1)
     table = LabelTable((LabelTable.default().rows[0], brain))

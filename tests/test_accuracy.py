@@ -242,7 +242,7 @@ def test_box_error_is_the_worst_face_in_percent_of_its_side():
 def test_the_locator_s_mask_is_the_one_it_takes_its_box_from():
     networks = segmenter()
     scan = head(grid(turn=np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])))[1].canonical()[0]
-    location = locate(standardised(scan), networks.locator)
+    location = locate(standardised(scan), scan.grid, networks.locator)
     box, seen = location.box, location.mask
     own = box_of(seen.data > 0, seen.grid)
     assert box.found

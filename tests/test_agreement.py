@@ -10,6 +10,7 @@ from bids_synthseg.anatomy.agreement import (
     asymmetry,
     channel_dice,
     edge_fraction,
+    empty_slices,
     field_of_view,
     missing_structures,
     structure_median,
@@ -146,3 +147,38 @@ def test_sides_come_from_the_table_not_from_positions():
     assert asymmetry(volumes, TABLE) == pytest.approx(
         asymmetry(np.concatenate([volumes[:1], volumes[:0:-1]]), turned)
     )
+
+
+def test_hot_voxels_move_neither_field_of_view_nor_verdict():
+    image = np.random.default_rng(0).uniform(10, 20, (30, 32, 34))
+    image[:5] = image[:, :, 28:] = 0
+    expected = (slice(5, 30), slice(0, 32), slice(0, 28))
+    mask = np.zeros(image.shape, bool)
+    mask[5:20, 5:25, 5:25] = True
+    cut = edge_fraction(mask, image, (1, 1, 1))
+    assert cut > 0.1
+    for place in ((1, 1, 1), (2, 20, 30), (15, 15, 15)):
+        for value in (3e7, -3e7):
+            damaged = image.copy()
+            damaged[place] = value
+            assert field_of_view(damaged) == expected
+            assert edge_fraction(mask, damaged, (1, 1, 1)) == cut
+    for factor, offset in ((1e-20, 0), (1e20, 0), (1, -500)):
+        assert field_of_view(image * factor + offset) == expected
+
+
+def test_slices_that_were_lost_within_the_brain_are_counted():
+    image = np.random.default_rng(0).uniform(10, 20, (20, 22, 24))
+    mask = np.zeros(image.shape, bool)
+    mask[5:15, 5:15, 5:15] = True
+    image[:, :, ::4] = 0
+    assert empty_slices(mask, image) == 2  # 8 and 12
+    image[:3] = image[17:] = 0
+    image[:, :, 8] = 7
+    image[3, 3, 8] = 1e6
+    assert empty_slices(mask, image) == 2
+    assert empty_slices(np.zeros(image.shape, bool), image) == 0
+    # What lies beyond the last slice that holds something is no loss within.
+    image[:, :, 13:] = 0
+    assert empty_slices(mask, image) == 1
+    assert empty_slices(mask, np.full(image.shape, 3.0)) == 0

@@ -11,7 +11,7 @@ from handmade import grid, head, interior, locator, reader
 from scipy.spatial.transform import Rotation
 
 from bids_synthseg.anatomy.volume import Grid, Volume
-from bids_synthseg.segmentation.align import Alignment, align, itk_text, overlap
+from bids_synthseg.segmentation.align import Alignment, align, itk_text, mirrored, overlap
 from bids_synthseg.segmentation.field import GridField
 from bids_synthseg.segmentation.predict import segment
 
@@ -67,7 +67,6 @@ def test_the_same_scans_give_the_same_alignment(t1w, t2w):
         ((-3, 5, 6), (2, -4, 4)),
         ((0, 0, 12), (-8, 8, 0)),
         ((3, 0, 0), (0, 0, 3)),
-        ((-20, 15, 20), (15, 12, -14)),  # too far for the intensities alone
     ],
 )
 def test_a_known_motion_is_found(t1w, t2w, deg, mm):
@@ -106,12 +105,67 @@ def test_segmentations_that_err_apart_move_no_scan(t1w):
     np.testing.assert_array_equal(found.transform, np.eye(4))
 
 
-@pytest.mark.parametrize("shift_mm", [90, 1000])
-def test_brains_that_do_not_overlap_are_refused(t1w, t2w, shift_mm):
-    found = align(t1w, moved(t2w, rigid((0, 0, 0), (shift_mm, 0, 0))))
+def one_sided(image, side=1):
+    """The image of a head with a bright cube in the front of one side's white matter."""
+    data = image.data.copy()
+    axis = image.grid.to_world(np.stack(np.indices(data.shape), -1)) - image.grid.centre_mm
+    near = np.abs(axis - [side * 9.0, 16.0, 6.0]).max(axis=-1) < 6
+    data[near] = 120
+    return Volume(data, image.grid)
+
+
+@pytest.fixture(scope="module")
+def sided():
+    """A head that is no mirror image of itself, in both contrasts."""
+    first, second = (
+        segment(one_sided(head(place)[1]), reader(), locator()) for place in (PLACE, T2W_PLACE)
+    )
+    return first, replace(second, image=replace(second.image, data=3 - 1.3 * second.image.data))
+
+
+@pytest.mark.parametrize(
+    ("deg", "mm"),
+    [
+        ((-20, 15, 20), (15, 12, -14)),  # too far for the intensities alone
+        ((0, 0, 0), (200, 0, 0)),
+        ((0, 0, 90), (0, -120, 160)),
+        ((-90, 0, 0), (60, 0, 0)),
+        ((180, 0, 0), (0, 0, 150)),
+        ((20, 70, -30), (0, 0, 0)),
+    ],
+)
+def test_brains_that_are_far_apart_are_found(sided, deg, mm):
+    fixed, moving = sided
+    truth = rigid(deg, mm)
+    found = align(fixed, moved(moving, truth))
+    assert found.accepted and not found.mirrored
+    assert error_mm(found.transform, truth) < 0.5 * PLACE.voxel_size_mm.min()
+
+
+@pytest.mark.parametrize("mm", [(0, 0, 0), (60, 0, 0)])
+def test_a_mirror_image_is_noticed(sided, mm):
+    """As where a header exchanges left and right: the network takes left for left all the same."""
+    fixed, moving = sided
+    flipped = replace(moving.image, data=moving.image.data[::-1])
+    twin = replace(moving, field=mirrored(moving.field), image=flipped)
+    found = align(fixed, moved(twin, rigid((0, 0, 0), mm)))
+    assert found.mirrored and not found.accepted
+    assert found.mirrored_dice > found.dice + 0.03
+    for other in (moving, fixed):
+        assert not align(fixed, other).mirrored
+
+
+def test_a_brain_that_is_its_own_mirror_image_is_none(t1w, t2w):
+    assert align(t1w, t2w).accepted
+    assert align(t1w, replace(t2w, field=mirrored(t2w.field))).accepted
+
+
+def test_scans_without_a_brain_are_refused(t1w):
+    empty = torch.zeros_like(t1w.field.data)
+    empty[0] = 1
+    found = align(t1w, replace(t1w, field=replace(t1w.field, data=empty)))
     np.testing.assert_array_equal(found.transform, np.eye(4))
-    assert found.dice == 0
-    assert not found.accepted
+    assert found.dice == 0 and not found.accepted
 
 
 def test_a_brain_of_another_size_is_refused(t1w):

@@ -7,8 +7,16 @@ from handmade import grid
 from scipy.spatial.transform import Rotation
 
 from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.segmentation import field
-from bids_synthseg.segmentation.field import GridField, MergedField, MovedField, slabs
+from bids_synthseg.segmentation.field import (
+    GridField,
+    MergedField,
+    MovedField,
+    SeenField,
+    is_silent,
+    slabs,
+)
 
 TABLE = LabelTable.default()
 TURN = Rotation.from_euler("xyz", [12, -7, 20], degrees=True).as_matrix()
@@ -123,3 +131,20 @@ def test_slabs_cover_the_grid_once(source, monkeypatch, shape):
         assert data[0].size <= max(50, shape[1] * shape[2])
         np.testing.assert_allclose(data, whole[:, part], atol=1e-6)
     assert (times == 1).all()
+
+
+def test_a_scan_says_nothing_where_it_shows_nothing(source):
+    """Beyond its field of view, and where it is empty; the other contrast speaks there alone."""
+    unseen = np.zeros(PLACE.shape, bool)
+    unseen[2:] = True
+    seen = SeenField(source, Volume(unseen, PLACE))
+    points = PLACE.to_world(np.array([[1.4, 3, 1], [1.6, 3, 1], [-0.6, 3, 1], [-0.4, 3, 1]]))
+    found = seen.at(points)
+    np.testing.assert_array_equal(is_silent(found), [False, True, True, False])
+    np.testing.assert_allclose(found[:, [0, 3]], source.at(points[[0, 3]]), atol=1e-6)
+    np.testing.assert_array_equal(seen.is_empty(points), [False, True, False, False])
+    unsure = Everywhere(id2=0.04, id3=0.03)
+    for fields in ([seen, unsure], [unsure, seen]):
+        both = MergedField(fields).at(points)
+        np.testing.assert_array_equal(both[:, [1, 2]], unsure.at(points[[1, 2]]))
+        np.testing.assert_array_equal(both[:, [0, 3]], found[:, [0, 3]])

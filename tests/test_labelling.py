@@ -6,7 +6,8 @@ import torch
 from handmade import RADII_MM, SHELLS, grid, head, locator, reader
 
 from bids_synthseg.anatomy.labels import LabelTable
-from bids_synthseg.segmentation.field import GridField, MergedField
+from bids_synthseg.anatomy.volume import Volume
+from bids_synthseg.segmentation.field import GridField, MergedField, SeenField
 from bids_synthseg.segmentation.labelling import label_volume
 from bids_synthseg.segmentation.predict import segment
 
@@ -185,3 +186,24 @@ def test_volumes_of_the_phantom_are_those_of_its_ellipsoids():
     assert found.mask.sum() * place.voxel_volume_mm3 == pytest.approx(volume_mm3[0], rel=0.03)
     assert {1004, 2004} <= set(np.unique(found.native))
     np.testing.assert_array_equal(folded(found.native), found.aseg)
+
+
+def test_no_label_lies_where_the_scan_is_empty(cube):
+    """Half of what the network sees was cut away: maps, mask, volumes and confidence know of it."""
+    field = field_of(cube)
+    unseen = np.zeros(cube.shape, bool)
+    unseen[10:] = True
+    seen = SeenField(field, Volume(unseen, field.grid))
+    found = label_volume(seen, field.grid, keep_posteriors=True)
+    expected = np.where(unseen, 0, cube)
+    np.testing.assert_array_equal(found.aseg, expected)
+    np.testing.assert_array_equal(found.native, expected)
+    np.testing.assert_array_equal(found.mask, expected > 0)
+    np.testing.assert_array_equal(found.posteriors[0][unseen], 1)
+    np.testing.assert_allclose(found.confidence[unseen], 1)
+    soft = dict(zip(found.aseg_table.ids.tolist(), found.soft_mm3, strict=True))
+    assert soft[2] == pytest.approx(0.8 * 3 * 144, rel=1e-5)
+    # Another contrast that shows the other half is not contradicted there.
+    both = label_volume(MergedField([seen, field_of(cube, 0.6)]), field.grid)
+    np.testing.assert_array_equal(both.aseg, cube)
+    assert not both.disagreement.any()

@@ -26,7 +26,7 @@ from bids_synthseg.segmentation.predict import (
 )
 from bids_synthseg.segmentation.quality import aseg_agreement
 
-TURN = Rotation.from_euler("xyz", [14, -11, 18], degrees=True).as_matrix()
+TURN = Rotation.from_euler("xyz", [8, -6, 10], degrees=True).as_matrix()
 
 
 def labels_on(field, place):
@@ -83,7 +83,7 @@ def test_with_the_mirrored_pass_the_mirror_image_gives_the_mirrored_posteriors(o
     # By itself the network takes a part of the left for right.
     model = replace(reader(), network=GreyReader(table, middle=-0.1))
     box = BrainBox(image.grid.centre_mm, 2 * RADII_MM)
-    here = working_volume(image, box, model)
+    here = working_volume(image, image.grid, box, model)
     there = Volume(here.data[::-1].copy(), here.grid)
     plain, mirrored = (
         [posteriors_of(working, model, m).data.numpy() for working in (here, there)]
@@ -97,7 +97,8 @@ def test_with_the_mirrored_pass_the_mirror_image_gives_the_mirrored_posteriors(o
 def test_segment_averages_with_the_mirrored_pass(oblique):
     model = replace(reader(), network=GreyReader(LabelTable.default(), middle=-0.1))
     plain, both = (segment(oblique[1], model, locator(), m) for m in (False, True))
-    twin = twin_of(standardised(oblique[1].canonical()[0]), plain.box, plain.field, model)
+    scan = standardised(oblique[1].canonical()[0])
+    twin = twin_of(scan, scan.grid, plain.box, plain.field, model)
     mean = at_temperature((plain.field.data + twin.data) / 2, predict.TEMPERATURE)
     np.testing.assert_allclose(both.field.data, mean, atol=1e-6)
     assert (both.field.data - plain.field.data).abs().max() > 0.4
@@ -120,12 +121,12 @@ def test_the_mirrored_pass_sees_other_cubes_and_its_answer_comes_back_in_place(o
     image = standardised(oblique[1].canonical()[0])
     exact, coarse = reader(), replace(reader(), network=Corners(LabelTable.default()))
     truth = segment(image, exact, locator(), mirror=False)
-    twin = twin_of(image, truth.box, truth.field, exact)
+    twin = twin_of(image, image.grid, truth.box, truth.field, exact)
     # The middle of its grid, by which the network tells the sides, is elsewhere for the twin.
     assert (twin.brain == truth.field.brain).mean() > 0.999
     field = posteriors_of(truth.image, coarse)
     same = posteriors_of(truth.image, coarse, mirrored=True)
-    moved = twin_of(image, truth.box, field, coarse)
+    moved = twin_of(image, image.grid, truth.box, field, coarse)
     means = [replace(field, data=(field.data + other.data) / 2) for other in (same, moved)]
     wrong = [(mean.brain != truth.field.brain).mean() for mean in means]
     assert wrong[1] < wrong[0]
@@ -135,7 +136,7 @@ def test_the_planes_that_the_mirrored_pass_lacks_are_those_of_the_plain_one(obli
     image = standardised(oblique[1].canonical()[0])
     plain = segment(image, reader(), locator(), mirror=False)
     marked = replace(plain.field, data=torch.full_like(plain.field.data, -1.0))
-    twin = twin_of(image, plain.box, marked, reader()).data
+    twin = twin_of(image, image.grid, plain.box, marked, reader()).data
     assert (twin[:, 0] == -1).all() and (twin[:, :, 0] == -1).all() and (twin[..., 0] == -1).all()
     assert (twin[:, 1:, 1:, 1:] >= 0).all()
 
@@ -153,7 +154,7 @@ def test_a_temperature_sharpens_and_keeps_sums_order_and_zeros():
 def test_the_working_grid_is_filled_by_the_box():
     place = grid((30, 34, 20), (2.2, 2.1, 3.4), TURN)
     box = BrainBox(place.centre_mm + 3, np.array([51.0, 40.0, 30.0]))
-    working = working_volume(head(place)[1], box, reader((40, 48, 40), 0.85))
+    working = working_volume(head(place)[1], place, box, reader((40, 48, 40), 0.85))
     np.testing.assert_allclose(working.grid.voxel_size_mm, 51 / (0.85 * 40))
     np.testing.assert_allclose(working.grid.centre_mm, box.centre_mm)
     turned = working.grid.affine[:3, :3] / working.grid.voxel_size_mm
@@ -175,7 +176,7 @@ def test_a_fixed_grid_has_its_voxels_and_holds_the_box(extent_mm, shape):
     place = grid((30, 34, 20), (2.2, 2.1, 3.4), TURN)
     box = BrainBox(place.centre_mm + 3, np.array(extent_mm))
     model = replace(reader((48, 64, 48), 0.85), voxel_mm=2.0)
-    working = working_volume(head(place)[1], box, model)
+    working = working_volume(head(place)[1], place, box, model)
     assert working.data.shape == working.grid.shape == shape
     np.testing.assert_allclose(working.grid.voxel_size_mm, 2.0)
     np.testing.assert_allclose(working.grid.centre_mm, box.centre_mm)
@@ -193,7 +194,7 @@ def test_a_model_of_a_fixed_grid_segments(oblique):
 
 
 def wrong_box(monkeypatch, factor, shift_mm=0.0, found=True):
-    def locate(scan, locator):
+    def locate(scan, frame, locator):
         box = BrainBox(scan.grid.centre_mm + shift_mm, 2 * RADII_MM * factor, found)
         return Location(box, scan)
 
@@ -350,3 +351,71 @@ def test_a_field_that_differs_from_the_one_taken_off_costs_another_look(oblique,
     monkeypatch.setattr(predict, "bias_field", lambda working, mask: None)
     result = segment(oblique[1], corrected, locator(), mirror=False)
     assert result.passes == 1 and result.bias_range is None
+
+
+STRAIGHT = Rotation.from_euler("xyz", [5, -3, 4], degrees=True).as_matrix()
+FAR = Rotation.from_euler("xyz", [25, -12, 18], degrees=True).as_matrix()
+
+
+def test_of_two_frames_the_surer_is_kept(monkeypatch):
+    """The head lies along the scan's axes, or along the world's: only the network can tell."""
+    turned = head(grid((40, 46, 36), (1.7, 1.8, 2.0), FAR))[1]
+    surest = {}
+    for axes, wanted in (("own", FAR), ("world", np.eye(3))):
+
+        def sureness(look, wanted=wanted):
+            found = look.frame.affine[:3, :3] / look.frame.voxel_size_mm
+            return float(np.allclose(found, wanted))
+
+        monkeypatch.setattr(predict._Look, "sureness", property(sureness))
+        result = segment(turned, reader(), locator())
+        surest[axes] = result.field.grid.affine[:3, :3] / result.field.grid.voxel_size_mm
+        np.testing.assert_allclose(surest[axes], wanted, atol=1e-9)
+        np.testing.assert_allclose(result.box.centre_mm, turned.grid.centre_mm, atol=2)
+    near = head(grid((40, 46, 36), (1.7, 1.8, 2.0), STRAIGHT))[1]
+    own = segment(near, reader(), locator()).field.grid  # no other frame is tried
+    np.testing.assert_allclose(own.affine[:3, :3] / own.voxel_size_mm, STRAIGHT, atol=1e-9)
+
+
+def test_a_head_that_is_straight_in_the_world_is_labelled_in_a_turned_scan():
+    upright = grid((44, 52, 44), (1.4, 1.4, 1.4))
+    labels, image = head(upright)
+    expected = labels_on(segment(image, reader(), locator()).field, upright)
+    turned = grid((52, 60, 52), (1.2, 1.2, 1.2), FAR)
+    result = segment(resample(image, turned, fill=20.0), reader(), locator())
+    np.testing.assert_allclose(result.field.grid.affine[:3, :3] / result.field.grid.voxel_size_mm,
+                               np.eye(3), atol=1e-9)  # fmt: skip
+    found = labels_on(result.field, upright)
+    inner = interior(labels.data) & (labels.data > 0)
+    assert (found == expected)[inner].mean() > 0.97
+
+
+def test_air_around_the_same_voxels_moves_no_label():
+    labels, image = head(grid((36, 42, 34), (1.8, 1.8, 1.8)))
+    data = np.where(labels.data > 0, image.data, 0).astype(np.float32)
+    expected = segment(Volume(data, image.grid), reader(), locator())
+    offset = np.eye(4)
+    offset[:3, 3] = -31, -12, -31
+    place = Grid((36 + 62, 42 + 40, 34 + 62), image.grid.affine @ offset)
+    padded = Volume(np.pad(data, [(31, 31), (12, 28), (31, 31)]), place)
+    result = segment(padded, reader(), locator())
+    for name in ("field", "answer"):
+        found, before = (labels_on(getattr(one, name), image.grid) for one in (result, expected))
+        assert (found == before).mean() > 0.9999
+    lost, before = (sum(one.unseen_tissue_ml.values()) for one in (result, expected))
+    assert lost == pytest.approx(before, abs=0.1)
+
+
+def test_tissue_where_nothing_was_measured_is_told():
+    labels, image = head(grid((36, 42, 34), (1.8, 1.8, 1.8)))
+    result = segment(image, reader(), locator())
+    assert result.unseen_tissue_ml == {}
+    unseen = np.zeros(labels.data.shape, bool)
+    unseen[:18] = True
+    half = replace(result, unseen=Volume(unseen, image.grid))
+    found = half.unseen_tissue_ml
+    for name, ids in (("Left-Cerebral-Cortex", (3,)), ("Left-Cerebral-White-Matter", (2, 1004))):
+        size_ml = (np.isin(labels.data, ids) & unseen).sum() * 1.8**3 / 1000
+        assert found[name] == pytest.approx(size_ml, rel=0.05)
+    assert list(found) == sorted(found, key=lambda name: -found[name])
+    assert not [name for name in found if "CSF" in name]

@@ -12,7 +12,7 @@ from bids_synthseg.bids.quality import LIMITS, MEASURES, STRUCTURE_MEASURES, Qua
 GOOD = {
     "predicted_dice": 0.85, "mirror_dice": 0.9, "agreement_dice": 0.85, "alignment_dice": 0.9,
     "entropy": 0.18, "edge_fraction": 0.0, "asymmetry": 0.01, "unsure_structures": 0.0,
-    "missing_structures": 0.0,
+    "missing_structures": 0.0, "empty_tissue_ml": 0.1, "empty_slices": 0.0,
     "islands_ml": 0.5, "brain_ml": 450.0, "age_weeks_pma": 41.0, "volume_z": -0.4, "slice_mm": 1.0,
     "bias_range": 1.5,
 }  # fmt: skip

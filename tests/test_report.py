@@ -191,7 +191,7 @@ def test_older_outputs_have_no_maps_and_no_measures(raw, out, phantom_labels):
     for words in (
         "Not judged",
         "No map of confidence was written",
-        "no age is known of this session",
+        "Age unknown: not checked",
         "This output holds no measures",
         "logs/CITATION.md is missing",
     ):

@@ -163,6 +163,18 @@ def test_grey_levels_show_the_brain_not_the_fat():
     assert abs(int(grey[1, 5, 0]) - 128) < 4
 
 
+@pytest.mark.parametrize(
+    ("factor", "offset"), [(1e-20, 0), (1e20, 0), (1e-20, 1e-18), (1, -1000), (3, 500)]
+)
+def test_grey_levels_do_not_depend_on_the_unit(factor, offset):
+    scan = np.random.default_rng(0).uniform(0, 100, (8, 9, 10))
+    labels = scan > 20
+    expected = grey_levels(scan.astype(np.float32), labels).astype(int)
+    found = grey_levels((scan * factor + offset).astype(np.float32), labels)
+    assert np.ptp(expected) == 255 and np.abs(found - expected).max() <= 1
+    assert not grey_levels(np.full(scan.shape, 7.0), labels).any()
+
+
 def test_doubt_is_coloured_where_confidence_is_known_and_low():
     grey = np.full((20, 30, 40), 100, np.uint8)
     confidence = np.ones(grey.shape)

@@ -348,3 +348,29 @@ def test_source_is_left_alone():
 def test_cubic_interpolation_is_not_offered():
     with pytest.raises(ValueError, match="order"):
         resample(Volume(np.zeros((5, 6, 7)), OBLIQUE), OBLIQUE, order=3)
+
+
+def test_how_oblique_a_grid_is():
+    for angles in ([0, 0, 0], [17, 0, 0], [10, -20, 30]):
+        turn = Rotation.from_euler("xyz", angles, degrees=True)
+        affine = np.eye(4)
+        affine[:3, :3] = turn.as_matrix() @ np.diag([1.0, 2.0, 3.0])
+        expected = np.degrees(turn.magnitude())
+        assert Grid((3, 4, 5), affine).obliqueness_deg == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_upright_grid_holds_the_field_of_view():
+    turn = Rotation.from_euler("xyz", [10, -20, 30], degrees=True)
+    affine = np.eye(4)
+    affine[:3, :3] = turn.as_matrix() @ np.diag([1.0, 2.0, 1.5])
+    affine[:3, 3] = 5, -7, 9
+    oblique = Grid((30, 20, 25), affine)
+    upright = oblique.upright()
+    np.testing.assert_allclose(upright.affine[:3, :3], 2 * np.eye(3))
+    np.testing.assert_allclose(upright.centre_mm, oblique.centre_mm)
+    corners = oblique.to_world(np.array(list(product(*((-0.5, n - 0.5) for n in oblique.shape)))))
+    reach = upright.to_voxel(corners)
+    assert (reach >= -0.5 - 1e-9).all() and (reach <= np.array(upright.shape) - 0.5 + 1e-9).all()
+    assert (np.ptp(reach, axis=0) > np.array(upright.shape) - 1).all()
+    straight = Grid((30, 20, 25), np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert straight.upright() == straight

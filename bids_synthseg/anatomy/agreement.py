@@ -10,14 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bids_synthseg.anatomy.labels import LabelTable
+from bids_synthseg.anatomy.intensity import air_and_bright
+from bids_synthseg.anatomy.labels import FLUID, LabelTable
 from bids_synthseg.anatomy.posteriors import entropy
 
-_FLUID = 3  # BIDS tissue number of CSF
 _MARGIN = 0.08
 """So near to a border, as a share of a brain's longest side, a network rounds off what is cut."""
 _BLANK = 1e-3
-"""A slice whose intensities differ by less than this share of the image's holds nothing."""
+"""A slice whose intensities differ by less than this share of the image's range holds nothing."""
+_SPECKS, _SPECK_SHARE = 3, 1e-4
+"""Nor do so few voxels, or so small a share of a slice, make it hold something."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def missing_structures(volumes: np.ndarray, table: LabelTable) -> int:
     """How many labels of the table have no volume (C,); fluid may truly be absent and is not
     counted."""
     rows = list(zip(volumes, table.rows, strict=True))[1:]
-    return sum(volume == 0 and row.mapping != _FLUID for volume, row in rows)
+    return sum(volume == 0 and row.mapping != FLUID for volume, row in rows)
 
 
 def edge_fraction(mask: np.ndarray, image: np.ndarray, spacing_mm: Sequence[float]) -> float:
@@ -142,13 +144,39 @@ def _at_border(sections: np.ndarray, depth: int) -> float:
 
 def field_of_view(image: np.ndarray) -> tuple[slice, ...]:
     """The box of an image (X, Y, Z) without empty slices at its border; all of a constant one."""
-    least = _BLANK * float(np.ptp(image))
     box = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        filled = np.flatnonzero(np.ptp(image, axis=others) > least)
+    for filled in map(np.flatnonzero, filled_slices(image)):
         box.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(None))
     return tuple(box)
+
+
+def filled_slices(image: np.ndarray) -> list[np.ndarray]:
+    """(X,), (Y,) and (Z,) bool: slices of an image (X, Y, Z) that hold more than one value, damaged
+    voxels left out."""
+    ends = air_and_bright(image)
+    if ends is None:
+        return [np.zeros(n, bool) for n in image.shape]
+    least = _BLANK * (ends[1] - ends[0])
+    found = []
+    for axis in range(3):
+        slices = np.moveaxis(image, axis, 0)
+        # The value of a slice that holds one alone: every fourth row and column tells it.
+        value = np.median(slices[:, ::4, ::4], axis=(1, 2), keepdims=True)
+        away = np.count_nonzero(np.abs(slices - value) > least, axis=(1, 2))
+        found.append(away > max(_SPECKS, _SPECK_SHARE * slices[0].size))
+    return found
+
+
+def empty_slices(mask: np.ndarray, image: np.ndarray) -> int:
+    """How many slices of an image (X, Y, Z) hold nothing, though slices on both sides do, between
+    the first and the last slice of a mask; along the axis where they are most."""
+    lost = [0]
+    for axis, filled in enumerate(filled_slices(image)):
+        others = tuple(other for other in range(3) if other != axis)
+        places = np.flatnonzero(mask.any(axis=others) & filled)
+        if len(places):
+            lost.append(int(np.count_nonzero(~filled[places[0] : places[-1]])))
+    return max(lost)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

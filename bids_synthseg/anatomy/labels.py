@@ -19,6 +19,9 @@ from bids_synthseg.tsv import read_rows
 CSF_ID = 24
 """Label of the fluid around the brain."""
 
+FLUID = 3
+"""BIDS tissue number of fluid, that in ventricles included."""
+
 SIDES = ("left", "right", "midline")
 
 

@@ -148,6 +148,26 @@ class Grid:
             change[old, 3] = shape[new] - 1 if flipped else 0
         return Grid(shape, self.affine @ change)
 
+    @property
+    def obliqueness_deg(self) -> float:
+        """Angle by which the axes of a canonical grid are turned from those of the world; a sheared
+        grid is taken for the nearest that is not."""
+        left, _, right = np.linalg.svd(self.affine[:3, :3] / self.voxel_size_mm)
+        cosine = (np.trace(left @ right) - 1) / 2
+        return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
+    def upright(self) -> "Grid":
+        """The smallest grid along the world's axes, of voxels as long as the longest side of these,
+        that holds the field of view of this one."""
+        corners = np.array(list(product(*((-0.5, n - 0.5) for n in self.shape))))
+        places = self.to_world(corners)
+        low, high = places.min(axis=0), places.max(axis=0)
+        voxel_mm = float(self.voxel_size_mm.max())
+        x, y, z = (int(n) for n in np.ceil((high - low) / voxel_mm - _EDGE_TOLERANCE))
+        affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
+        affine[:3, 3] = (low + high) / 2 - voxel_mm * (np.array([x, y, z]) - 1) / 2
+        return Grid((x, y, z), affine)
+
     def window(
         self, centre_voxel: np.ndarray, voxel_mm: float, shape: tuple[int, int, int]
     ) -> "Grid":

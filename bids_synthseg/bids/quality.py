@@ -3,7 +3,8 @@
 The rule looks at one measure after another (LIMITS). Beyond its first limit a measure asks for a
 look at the report ("check"), beyond the second the result is most likely of no use ("fail"). The
 worst measure gives the verdict, and every one beyond a limit a reason. What the run warned of makes
-a "check" as well, and so does an age that the network was not trained on.
+a "check" as well, and so does an age that the network was not trained on. Notes (no unit in the
+header, negative intensities, no age) are told and change nothing.
 
 The limits were set by hand with an eye on validation scans that were spoiled on purpose; how well
 they tell a Dice under 0.7 from a better one is shown by `benchmarks/quality.py`.
@@ -42,6 +43,16 @@ MEASURES: dict[str, dict[str, str]] = {
         "of the brain's surface; empty slices at the border of an image do not belong to its field "
         "of view"
     },
+    "empty_tissue_ml": {
+        "Description": "Tissue that the network expects where the scan is empty around the brain "
+        "(one value alone, as of what was cut away): it is left out of the labels; the highest of "
+        "the scans",
+        "Units": "mL",
+    },
+    "empty_slices": {
+        "Description": "Number of slices that hold nothing between the first and the last of the "
+        "brain"
+    },
     "asymmetry": {
         "Description": "Difference of the volumes of left and right structures, as a share of "
         "their sum"
@@ -52,7 +63,8 @@ MEASURES: dict[str, dict[str, str]] = {
     },
     "missing_structures": {"Description": "Number of structures without any voxel, fluid left out"},
     "islands_ml": {
-        "Description": "Volume of stray pieces that were given to a neighbour or removed",
+        "Description": "Volume of stray pieces of tissue that were given to a neighbour or "
+        "removed; fluid between folds comes in pieces",
         "Units": "mL",
     },
     "brain_ml": {"Description": "Volume of the brain mask", "Units": "mL"},
@@ -116,6 +128,9 @@ class Limit:
         return "check" if sign * value > sign * self.check else "pass"
 
 
+EMPTY_TISSUE_ML = 5.0
+"""Brains that were cut out of their scans, newborns' and adults', have at most 0.1."""
+
 LIMITS = (
     Limit("predicted_dice", "below", 0.74, 0.66, "The network is unsure: it expects a Dice of "
           "{:.2f} only."),
@@ -130,6 +145,9 @@ LIMITS = (
     # Brains that were cut out of their scans reach 0.023, those that lost a quarter have 0.05.
     Limit("edge_fraction", "above", 0.03, 0.12, "The border of the field of view cuts the brain "
           "({:.0%} of its surface)."),
+    Limit("empty_tissue_ml", "above", EMPTY_TISSUE_ML, None, "Part of the brain is missing: where "
+          "the image is empty, tissue of {:.0f} ml was expected."),
+    Limit("empty_slices", "above", 0, None, "Slices within the brain are empty: {:.0f}."),
     Limit("asymmetry", "above", 0.08, 0.25, "Left and right differ by {:.0%} of their volume."),
     # A young fetus has no hippocampus or amygdala to see, and its tissues are good all the same.
     Limit("unsure_structures", "above", 0, None, "Structures not to rely on: {:.0f}, see the "

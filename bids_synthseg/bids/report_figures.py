@@ -109,9 +109,12 @@ def grey_levels(scan: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     scan, labels: (X, Y, Z), cropped.
     """
-    low = np.percentile(scan, 1)
-    high = np.percentile(scan[labels != 0], 99.7)
-    return (255 * np.clip((scan - low) / max(high - low, 1e-6), 0, 1)).round().astype(np.uint8)
+    low = float(np.percentile(scan, 1))
+    high = float(np.percentile(scan[labels != 0], 99.7))
+    if not high > low:
+        return np.zeros(scan.shape, np.uint8)
+    with np.errstate(over="ignore"):  # a damaged voxel may be beyond all bounds
+        return (255 * np.clip((scan - low) / (high - low), 0, 1)).round().astype(np.uint8)
 
 
 def draw_outlines(grey: np.ndarray, labels: Volume, count: int = 6, width: float = 1200) -> Sheet:

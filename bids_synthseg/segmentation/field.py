@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.posteriors import merge
-from bids_synthseg.anatomy.volume import Grid
+from bids_synthseg.anatomy.volume import Grid, Volume
 
 SLAB_VOXELS = 200_000
 """Points asked for at once: about 30 MB of posteriors."""
@@ -29,7 +29,8 @@ class PosteriorField(Protocol):
         ...
 
     def at(self, points_mm: np.ndarray) -> np.ndarray:
-        """(N, 3) world mm -> (C, N) float32 probabilities that sum to 1."""
+        """(N, 3) world mm -> (C, N) float32 probabilities that sum to 1, or are 0 throughout where
+        nothing is known."""
         ...
 
 
@@ -63,6 +64,40 @@ class GridField:
 
 
 @dataclass(frozen=True, eq=False)
+class SeenField:
+    """A field that says nothing, all zeros, where its scan shows nothing: beyond the field of view,
+    and where `unseen`, (X, Y, Z) bool on the grid of the scan, is true in the nearest voxel."""
+
+    source: PosteriorField
+    unseen: Volume
+
+    @property
+    def table(self) -> LabelTable:
+        """The labels of the source."""
+        return self.source.table
+
+    def at(self, points_mm: np.ndarray) -> np.ndarray:
+        """(N, 3) world mm -> (C, N)."""
+        found = self.source.at(points_mm)
+        nearest, within = self._voxels(points_mm)
+        found[:, ~within] = 0
+        found[:, within] *= ~self.unseen.data[tuple(nearest[within].T)]
+        return found
+
+    def is_empty(self, points_mm: np.ndarray) -> np.ndarray:
+        """(N, 3) world mm -> (N,) bool: within the field of view, but nothing was measured."""
+        nearest, within = self._voxels(points_mm)
+        within[within] = self.unseen.data[tuple(nearest[within].T)]
+        return within
+
+    def _voxels(self, points_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest voxels (N, 3), and whether they lie in the field of view (N,)."""
+        grid = self.unseen.grid
+        nearest = np.rint(grid.to_voxel(points_mm)).astype(np.intp)
+        return nearest, ((nearest >= 0) & (nearest < grid.shape)).all(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
 class MovedField:
     """A field seen from another world: `transform` (4, 4) takes a point there to a point here."""
 
@@ -83,7 +118,8 @@ class MovedField:
 class MergedField:
     """One or more contrasts of one brain: per point, the whole vector of the surest one.
 
-    Later fields win ties, so T2w comes after T1w. All fields have the same labels.
+    Later fields win ties, so T2w comes after T1w. All fields have the same labels. A field that
+    says nothing (`SeenField`) leaves the word to the others.
     """
 
     fields: Sequence[PosteriorField]
@@ -105,6 +141,17 @@ def surest(posteriors: Sequence[np.ndarray]) -> np.ndarray:
     for other in posteriors[1:]:
         merged, _ = merge(merged, other)
     return merged
+
+
+def is_silent(posteriors: np.ndarray) -> np.ndarray:
+    """(C, ...) -> (...) bool: where a field says nothing."""
+    return posteriors.sum(axis=0) < 0.5
+
+
+def background_where_silent(posteriors: np.ndarray) -> np.ndarray:
+    """Posteriors (C, ...), in place, with certain background where a field says nothing."""
+    posteriors[0][is_silent(posteriors)] = 1
+    return posteriors
 
 
 def slabs(source: PosteriorField, grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:

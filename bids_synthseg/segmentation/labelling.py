@@ -10,7 +10,14 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.metrics import table_volumes_mm3
 from bids_synthseg.anatomy.posteriors import best_channel, fold
 from bids_synthseg.anatomy.volume import Grid
-from bids_synthseg.segmentation.field import MergedField, PosteriorField, slabs, surest
+from bids_synthseg.segmentation.field import (
+    MergedField,
+    PosteriorField,
+    background_where_silent,
+    is_silent,
+    slabs,
+    surest,
+)
 
 CERTAIN_BACKGROUND = 0.99
 """Where every contrast holds background for more probable than this, none can disagree."""
@@ -47,7 +54,8 @@ def label_volume(
 ) -> LabelledVolume:
     """Fold to aseg, take the most probable label, clean islands; see `LabelledVolume`.
 
-    The two fields of a MergedField are contrasts, and compared.
+    The two fields of a MergedField are contrasts, and compared. Where no field says anything there
+    is background.
     """
     aseg_table, channels = source.table.fold("aseg")
     contrasts = source.fields if isinstance(source, MergedField) else (source,)
@@ -60,7 +68,7 @@ def label_volume(
     kept = np.zeros((len(channels), *grid.shape), np.float32) if keep_posteriors else None
     for views in zip(*(slabs(field, grid) for field in contrasts), strict=True):
         part, each = views[0][0], [data for _, data in views]
-        data = surest(each)
+        data = background_where_silent(surest(each))
         folded = fold(data, channels)
         chosen[part], confidence[part] = best_channel(folded)
         within[part] = _member(data, channels, chosen[part])
@@ -72,6 +80,7 @@ def label_volume(
         if disagreement is not None:
             # Most of a scan is background beyond doubt.
             doubtful = np.minimum(each[0][0], each[1][0]) < CERTAIN_BACKGROUND
+            doubtful &= ~is_silent(each[0]) & ~is_silent(each[1])
             alone = [best_channel(fold(one[:, doubtful], channels))[0] for one in each]
             tally.compare(*alone)
             disagreement[part][doubtful] = alone[0] != alone[1]

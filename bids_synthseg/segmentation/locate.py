@@ -1,9 +1,14 @@
 """Where the brain is, in any field of view.
 
 A small network sees the whole field of view on a coarse isotropic grid and answers "brain or
-not"; the box of the largest component decides centre and scale of the working grid.
+not". It looks again, closer, on a window around what it found, until the window is that of the
+brain that is found in it: whatever lies farther away, or how much air a scan has around the head,
+then changes nothing. To be the same from wherever the looks began, windows have sizes and places of
+a few steps, and are approached from the larger. The box of the largest component decides centre and
+scale of the working grid.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +25,15 @@ MIN_VOXELS = 24
 SMALLEST_BRAIN_MM, LARGEST_BRAIN_MM = 30.0, 230.0
 """Sides of a brain's box from a 20-week fetus to an adult, with some room."""
 
-BOX_MARGIN = 1.15
+WINDOW = 2.6
+"""Side of a window about a brain, in cube roots of its volume: about 1.6 times its longest side."""
+
+SIZE_STEP, PLACE_STEP = 1.15, 0.12
+"""Sizes of windows differ by this factor, their middles by this part of the cube root."""
+
+MOST_LOOKS = 6
+
+BOX_MARGIN = 1.12
 """The locator sees less than all of a brain: its box is made larger by this factor, so that the
 network need not run once more in the box that it finds itself (benchmarks/accuracy.md)."""
 
@@ -69,25 +82,82 @@ def whole_field_of_view(grid: Grid) -> BrainBox:
 
 @dataclass(frozen=True, eq=False)
 class Location:
-    """The box of a brain, and `mask`, float32 on the locator's grid, 1 in what it calls brain; not
-    to be relied on where the box was not found."""
+    """The box of a brain, and `mask`, float32 on the locator's grid, the probability of brain in
+    what it calls brain and 0 elsewhere; not to be relied on where the box was not found."""
 
     box: BrainBox
     mask: Volume
 
 
-def locate(scan: Volume, locator: Model) -> Location:
-    """The place of the brain in a canonical, standardised scan (anatomy.intensity)."""
-    extent_mm = np.array(scan.grid.shape) * scan.grid.voxel_size_mm
+@dataclass(frozen=True)
+class _Window:
+    """A cube about a brain: the cube root of the brain's volume is SIZE_STEP ** size mm, `place`
+    its middle along the axes of a frame, from the world's origin, in parts of that."""
+
+    size: int
+    place: tuple[int, ...]
+
+    @staticmethod
+    def about(mask: Volume, larger: int = 0) -> "_Window":
+        """The window that fits a mask (X, Y, Z) of probabilities, not empty; or one that is so
+        many steps larger."""
+        centre = [
+            mask.data.sum(axis=others) @ np.arange(mask.grid.shape[axis]) / mask.data.sum()
+            for axis, others in enumerate(((1, 2), (0, 2), (0, 1)))
+        ]
+        root_mm = (float(mask.data.sum()) * mask.grid.voxel_volume_mm3) ** (1 / 3)
+        size = round(math.log(root_mm, SIZE_STEP)) + larger
+        along = np.linalg.solve(_axes(mask.grid), mask.grid.to_world(np.array(centre)))
+        steps = np.round(along / (PLACE_STEP * SIZE_STEP**size))
+        return _Window(size, tuple(int(n) for n in steps))
+
+    def grid(self, frame: Grid, shape: tuple[int, int, int]) -> Grid:
+        """The window as a grid of this shape along the axes of `frame`."""
+        root_mm = SIZE_STEP**self.size
+        centre_mm = _axes(frame) @ (np.array(self.place) * PLACE_STEP * root_mm)
+        return frame.window(frame.to_voxel(centre_mm), WINDOW * root_mm / min(shape), shape)
+
+
+def _axes(grid: Grid) -> np.ndarray:
+    """(3, 3) directions of the axes, one a column."""
+    return grid.affine[:3, :3] / grid.voxel_size_mm
+
+
+def locate(scan: Volume, frame: Grid, locator: Model) -> Location:
+    """The place of the brain in a canonical, standardised scan (anatomy.intensity), along the axes
+    of `frame`, a grid that holds its field of view."""
+    extent_mm = np.array(frame.shape) * frame.voxel_size_mm
     voxel_mm = float((extent_mm / np.array(locator.shape)).max())
-    middle = (np.array(scan.grid.shape) - 1) / 2
-    window = scan.grid.window(middle, voxel_mm, locator.shape)
+    middle = (np.array(frame.shape) - 1) / 2
+    seen = _seen(scan, frame.window(middle, voxel_mm, locator.shape), locator)
+    box = _box(seen)
+    if box is None:
+        return Location(whole_field_of_view(frame), seen)
+    window = _Window.about(seen, larger=1)
+    for _ in range(MOST_LOOKS - 1):
+        closer = _seen(scan, window.grid(frame, locator.shape), locator)
+        found = _box(closer)
+        if found is None:
+            break
+        seen, box = closer, found
+        fitting = _Window.about(seen)
+        if fitting == window:
+            break
+        window = fitting
+    return Location(box.scaled(BOX_MARGIN), seen)
+
+
+def _seen(scan: Volume, window: Grid, locator: Model) -> Volume:
+    """Probability of brain in the largest piece of what is called brain, 0 elsewhere."""
     overview = resample(scan, window)
     with torch.inference_mode():
         image = torch.from_numpy(overview.data).to(locator.device)
         logits = locator.network(network_input(image, locator.intensity))
-        brain = locator.head.probabilities(logits)[0, 1].cpu().numpy() > 0.5
-    brain = largest_component(brain)
-    box = box_of(brain, overview.grid) if brain.sum() >= MIN_VOXELS else None
-    place = box.scaled(BOX_MARGIN) if box else whole_field_of_view(scan.grid)
-    return Location(place, Volume(brain.astype(np.float32), overview.grid))
+        brain = locator.head.probabilities(logits)[0, 1].cpu().numpy()
+    return Volume(np.where(largest_component(brain > 0.5), brain, np.float32(0)), window)
+
+
+def _box(seen: Volume) -> BrainBox | None:
+    """The box of a brain that was seen, None where it is too small or large for one."""
+    brain = seen.data > 0
+    return box_of(brain, seen.grid) if brain.sum() >= MIN_VOXELS else None

@@ -1,26 +1,28 @@
 """From a scan to a posterior field: locate, working grid, bias field, network, mirrored pass.
 
 The working grid runs along the scan's own axes (in canonical order), is isotropic, and so large
-that the brain's box fills the same part of it as in training.
+that the brain's box fills the same part of it as in training. Where these axes are turned far from
+those of the world, as the head may be straight in either, both are tried and the surer is kept.
 """
 
 import copy
 import logging
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from bids_synthseg.anatomy.extent import without_far_fluid
-from bids_synthseg.anatomy.intensity import standardised
+from bids_synthseg.anatomy.intensity import standardised, without_data
 from bids_synthseg.anatomy.islands import largest_component
-from bids_synthseg.anatomy.labels import CSF_ID
-from bids_synthseg.anatomy.volume import Volume, resample, working_voxel_mm
+from bids_synthseg.anatomy.labels import CSF_ID, FLUID
+from bids_synthseg.anatomy.volume import Grid, Volume, resample, working_voxel_mm
 from bids_synthseg.models.checkpoint import Model
 from bids_synthseg.models.inputs import network_input
 from bids_synthseg.segmentation.bias import bias_field, field_range, without_field
-from bids_synthseg.segmentation.field import GridField
+from bids_synthseg.segmentation.field import GridField, SeenField
 from bids_synthseg.segmentation.locate import BrainBox, box_of, locate
 from bids_synthseg.segmentation.quality import aseg_agreement
 
@@ -33,10 +35,11 @@ FIELD_TOLERANCE = 0.1
 """The bias field that was taken off may differ from the one within the segmented tissue by this SD
 of its logarithm. The first is found in the coarse mask of the locator, fluid included."""
 
-FLUID = 3
-"""BIDS tissue number of fluid, which is left out where the bias field is sought."""
-
 MAX_PASSES = 4
+
+OBLIQUE_DEG = 15.0
+"""Scans turned farther than this in the world are looked at along the world's axes too: heads in
+training are turned little farther."""
 
 LARGEST_GRID = 1.5
 """A grid of fixed voxels may have this many times the sides of the model's own."""
@@ -60,19 +63,61 @@ class Segmented:
 
     `image` has no bias field any more, and intensities of `anatomy.intensity`; `bias_range` is how
     many times brighter the field made the same tissue in one place than in another, None where no
-    field could be estimated or the model wants none taken off. `box` is the one the working grid
-    was made for, `passes` how often it took to find it; `mirror_dice` (C,) is the agreement of the
-    plain and the mirrored pass on the aseg labels, None without the latter; `warnings` are for the
-    user.
+    field could be estimated or the model wants none taken off. `unseen` is true in voxels of the
+    scan where nothing was measured (`anatomy.intensity.without_data`). `box` is the one the working
+    grid was made for, `passes` how often it took to find it; `mirror_dice` (C,) is the agreement of
+    the plain and the mirrored pass on the aseg labels, None without the latter; `warnings` are for
+    the user. `found` is false where nothing of a brain's size was segmented.
     """
 
     field: GridField
     image: Volume
+    unseen: Volume
     box: BrainBox
     passes: int
     mirror_dice: np.ndarray | None = None
     bias_range: float | None = None
     warnings: tuple[str, ...] = ()
+    found: bool = True
+
+    @property
+    def answer(self) -> SeenField:
+        """The field where the scan shows something: what labels are made of."""
+        return SeenField(self.field, self.unseen)
+
+    @cached_property
+    def unseen_tissue_ml(self) -> dict[str, float]:
+        """Tissue that the network expects where nothing was measured, by the names of aseg labels,
+        the largest first: what is missing."""
+        table, channels = self.field.table.fold("aseg")
+        grid, tissue = self.field.grid, solid_tissue(self.field)
+        empty = self.answer.is_empty(grid.to_world(np.argwhere(tissue)))
+        labels = channels[self.field.data.argmax(0).cpu().numpy()[tissue][empty]]
+        sizes_ml = np.bincount(labels, minlength=len(table)) * grid.voxel_volume_mm3 / 1000
+        order = [channel for channel in np.argsort(-sizes_ml) if sizes_ml[channel] > 0]
+        return {table.rows[channel].name: float(sizes_ml[channel]) for channel in order}
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What the network says of a scan on its last working grid, before the mirrored pass; `bias` is
+    the logarithm of the field, within `tissue`; `frame` has the axes of the working grid."""
+
+    frame: Grid
+    working: Volume
+    field: GridField
+    bias: np.ndarray | None
+    tissue: np.ndarray
+    box: BrainBox
+    passes: int
+    warnings: tuple[str, ...]
+    found: bool
+
+    @property
+    def sureness(self) -> float:
+        """Mean probability of the labels taken within the brain, 0 without one."""
+        brain = self.field.data[:, self.field.data[0] < 0.5]
+        return float(brain.max(0).values.mean()) if brain.numel() else 0.0
 
 
 def segment(scan: Volume, model: Model, locator: Model, mirror: bool = True) -> Segmented:
@@ -85,14 +130,15 @@ def segment(scan: Volume, model: Model, locator: Model, mirror: bool = True) -> 
     on the CPU: smaller tiles would change the answer, as normalisation and coordinates are those of
     the whole grid.
     """
+    unseen = Volume(without_data(scan), scan.grid)
     canonical = standardised(scan.canonical()[0])
     try:
-        return _segment(canonical, model, locator, mirror)
+        return _segment(canonical, unseen, model, locator, mirror)
     except torch.cuda.OutOfMemoryError:
         # No more here: the exception holds on to what was on the GPU.
         LOG.info("%s: out of memory; this scan is segmented on the CPU", model.device)
     torch.cuda.empty_cache()
-    return _segment(canonical, _on_cpu(model), _on_cpu(locator), mirror)
+    return _segment(canonical, unseen, _on_cpu(model), _on_cpu(locator), mirror)
 
 
 def _on_cpu(model: Model) -> Model:
@@ -103,23 +149,52 @@ def _on_cpu(model: Model) -> Model:
     return replace(model, network=copy.deepcopy(model.network, copies))
 
 
-def _segment(canonical: Volume, model: Model, locator: Model, mirror: bool) -> Segmented:
-    location = locate(canonical, locator)
+def _segment(
+    canonical: Volume, unseen: Volume, model: Model, locator: Model, mirror: bool
+) -> Segmented:
+    frames = [canonical.grid]
+    if canonical.grid.obliqueness_deg > OBLIQUE_DEG:
+        frames.append(canonical.grid.upright())
+    looks = [_look(canonical, frame, model, locator) for frame in frames]
+    look = max(looks, key=lambda look: (look.found, look.sureness))
+    field, bias = look.field, look.bias
+    mirror_dice = None
+    if mirror:
+        twin = twin_of(canonical, look.frame, look.box, field, model, bias)
+        mirror_dice = aseg_agreement(field, twin)
+        both = at_temperature((field.data + twin.data) / 2, TEMPERATURE)
+        field = GridField(both, field.grid, field.table)
+    return Segmented(
+        field=field,
+        image=without_field(look.working, bias),
+        unseen=unseen,
+        box=look.box,
+        passes=look.passes,
+        mirror_dice=mirror_dice,
+        bias_range=None if bias is None else field_range(bias, look.tissue),
+        warnings=look.warnings,
+        found=look.found,
+    )
+
+
+def _look(canonical: Volume, frame: Grid, model: Model, locator: Model) -> _Look:
+    """Look at a canonical, standardised scan along the axes of `frame` until box and bias field
+    settle."""
+    location = locate(canonical, frame, locator)
     box, seen = location.box, location.mask if location.box.found else None
     warnings = []
     if not box.found:
         warnings.append("the locator saw no brain: the whole field of view was searched")
     for passes in range(1, MAX_PASSES + 1):
-        working = working_volume(canonical, box, model)
+        working = working_volume(canonical, frame, box, model)
         bias = None
         if model.correct_bias and seen is not None:
             bias = bias_field(working, resample(seen, working.grid).data > 0.5)
         field = posteriors_of(without_field(working, bias), model)
-        own = brain_box(field)
+        own, tissue = brain_box(field), solid_tissue(field)
         if own is None:
             warnings.append("no brain was segmented: check the scan")
             break
-        tissue = solid_tissue(field)
         seen = Volume(tissue.astype(np.float32), working.grid)
         refined = bias_field(working, tissue) if model.correct_bias else None
         settled = _same_field(bias, refined, tissue)
@@ -132,15 +207,7 @@ def _segment(canonical: Volume, model: Model, locator: Model, mirror: bool) -> S
         # A network sees little of what is cut off: a box that grows has further to grow.
         grows = own.extent_mm.max() > box.extent_mm.max()
         box = own.scaled(GROWTH) if grows else own
-    mirror_dice = None
-    if mirror:
-        twin = twin_of(canonical, box, field, model, bias)
-        mirror_dice = aseg_agreement(field, twin)
-        both = at_temperature((field.data + twin.data) / 2, TEMPERATURE)
-        field = GridField(both, field.grid, field.table)
-    bias_range = None if bias is None else field_range(bias, tissue)
-    image = without_field(working, bias)
-    return Segmented(field, image, box, passes, mirror_dice, bias_range, tuple(warnings))
+    return _Look(frame, working, field, bias, tissue, box, passes, tuple(warnings), own is not None)
 
 
 def solid_tissue(field: GridField) -> np.ndarray:
@@ -158,9 +225,11 @@ def _same_field(taken: np.ndarray | None, found: np.ndarray | None, mask: np.nda
     return bool(difference.std() < FIELD_TOLERANCE)
 
 
-def working_volume(scan: Volume, box: BrainBox, model: Model, shift: int = 0) -> Volume:
-    """A canonical, standardised scan on the working grid of a box, `shift` voxels from its middle
-    on every axis.
+def working_volume(
+    scan: Volume, frame: Grid, box: BrainBox, model: Model, shift: int = 0
+) -> Volume:
+    """A canonical, standardised scan on the working grid of a box, along the axes of `frame`,
+    `shift` voxels from its middle on every axis.
 
     The box fills `model.fill` of it; a model of a fixed voxel size gets a larger grid where its own
     would cut the box, and larger voxels where that would take more memory than it is worth.
@@ -174,13 +243,13 @@ def working_volume(scan: Volume, box: BrainBox, model: Model, shift: int = 0) ->
         shape = tuple(
             max(n, step * math.ceil(m / step)) for n, m in zip(shape, needed, strict=True)
         )
-    centre = scan.grid.to_voxel(box.centre_mm) + shift * voxel_mm / scan.grid.voxel_size_mm
-    window = scan.grid.window(centre, voxel_mm, shape)
-    return resample(scan, window)
+    centre = frame.to_voxel(box.centre_mm) + shift * voxel_mm / frame.voxel_size_mm
+    return resample(scan, frame.window(centre, voxel_mm, shape))
 
 
 def twin_of(
     scan: Volume,
+    frame: Grid,
     box: BrainBox,
     field: GridField,
     model: Model,
@@ -188,13 +257,14 @@ def twin_of(
     mirrored: bool = True,
 ) -> GridField:
     """A second answer for a canonical, standardised scan on the grid of `field`, which is that of
-    `box`: what the network says of the mirror image on another grid, `TWIN_SHIFT` voxels on.
+    `box` along the axes of `frame`: what the network says of the mirror image on another grid,
+    `TWIN_SHIFT` voxels on.
 
     `bias`: logarithm of the field to take off, on the grid of `field`. The planes that the other
     grid lacks are those of `field` itself.
     """
     shared, there = slice(TWIN_SHIFT, None), slice(None, -TWIN_SHIFT)
-    image = working_volume(scan, box, model, TWIN_SHIFT)
+    image = working_volume(scan, frame, box, model, TWIN_SHIFT)
     if bias is not None:
         # The field has no border to speak of: its last plane goes on.
         bias = np.pad(bias[shared, shared, shared], ((0, TWIN_SHIFT),) * 3, mode="edge")

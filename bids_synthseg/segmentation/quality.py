@@ -12,9 +12,11 @@ from bids_synthseg.anatomy.agreement import (
     asymmetry,
     channel_dice,
     edge_fraction,
+    empty_slices,
     missing_structures,
     structure_median,
 )
+from bids_synthseg.anatomy.labels import FLUID
 from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.segmentation.field import GridField
 from bids_synthseg.segmentation.labelling import LabelledVolume
@@ -50,6 +52,7 @@ def space_measures(
     spacing_mm = images[0].grid.voxel_size_mm
     voxel_ml = images[0].grid.voxel_volume_mm3 / 1000
     # The largest part of the brain is not the mean of its structures: each voxel counts alike.
+    solid = [row.mapping != FLUID for row in table.rows]
     weight = np.where(np.isfinite(evidence.entropy), labelled.hard_mm3, 0)[1:]
     uncertain = np.nansum(weight * evidence.entropy[1:])
     return {
@@ -60,10 +63,11 @@ def space_measures(
         "edge_fraction": max(
             edge_fraction(labelled.mask, image.data, spacing_mm) for image in images
         ),
+        "empty_slices": float(max(empty_slices(labelled.mask, image.data) for image in images)),
         "asymmetry": asymmetry(labelled.hard_mm3, table),
         "unsure_structures": float((evidence.predicted_dice[1:] < UNSURE_DICE).sum()),
         "missing_structures": float(missing_structures(labelled.hard_mm3, table)),
-        "islands_ml": float(labelled.islands_mm3.sum()) / 1000,
+        "islands_ml": float(labelled.islands_mm3[solid].sum()) / 1000,
         "brain_ml": float(labelled.mask.sum()) * voxel_ml,
     }
 
