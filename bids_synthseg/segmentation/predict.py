@@ -171,7 +171,7 @@ def _segment(
         box=look.box,
         passes=look.passes,
         mirror_dice=mirror_dice,
-        bias_range=None if bias is None else field_range(bias, look.tissue),
+        bias_range=field_range(bias, look.tissue) if bias is not None and look.found else None,
         warnings=look.warnings,
         found=look.found,
     )
