@@ -10,10 +10,12 @@ from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.volume import Volume
 from bids_synthseg.segmentation import field
 from bids_synthseg.segmentation.field import (
+    NO_LABEL,
     GridField,
     MergedField,
     MovedField,
     SeenField,
+    chunks,
     is_silent,
     slabs,
 )
@@ -148,3 +150,28 @@ def test_a_scan_says_nothing_where_it_shows_nothing(source):
         both = MergedField(fields).at(points)
         np.testing.assert_array_equal(both[:, [1, 2]], unsure.at(points[[1, 2]]))
         np.testing.assert_array_equal(both[:, [0, 3]], found[:, [0, 3]])
+
+
+@pytest.mark.parametrize("voxel_mm", [(0.7, 0.6, 0.8), (1.0, 1.1, 0.9), (3.0, 2.5, 4.0)])
+@pytest.mark.parametrize("turn", [None, TURN.T], ids=["parallel", "turned"])
+def test_beyond_the_support_there_is_but_background(voxel_mm, turn):
+    data = torch.zeros((len(TABLE), *PLACE.shape))
+    data[0], data[2] = 1.0, 0.0
+    data[0, 3:5, 2:4, 2:4], data[2, 3:5, 2:4, 2:4] = 0.2, 0.8
+    blob = GridField(data, PLACE, TABLE)
+    moved = np.eye(4)
+    moved[:3, 3] = 1.5, -1.0, 0.5
+    target = grid((24, 22, 20), voxel_mm, turn)
+    for own in (blob, MovedField(blob, moved), MergedField((blob, MovedField(blob, moved)))):
+        support = own.support(target)
+        found = own.at(target.to_world(indices(target.shape))).reshape(-1, *target.shape)
+        assert (found[0] < NO_LABEL).any() and not (found[0] < NO_LABEL)[~support].any()
+        assert not support.all()
+
+
+def test_chunks_are_the_voxels_of_a_mask_once(monkeypatch):
+    monkeypatch.setattr(field, "SLAB_VOXELS", 7)
+    mask = np.random.default_rng(0).random((4, 5, 6)) < 0.4
+    parts = list(chunks(mask))
+    assert max(len(part) for part in parts) <= 7
+    np.testing.assert_array_equal(np.concatenate(parts), np.argwhere(mask))

@@ -4,6 +4,7 @@ Working grids, native grids and moved scans meet here: a field answers at any po
 native posteriors never need to exist as a whole.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,13 +12,17 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import maximum_filter
 
 from bids_synthseg.anatomy.labels import LabelTable
 from bids_synthseg.anatomy.posteriors import merge
-from bids_synthseg.anatomy.volume import Grid, Volume
+from bids_synthseg.anatomy.volume import Grid, Volume, resample
 
 SLAB_VOXELS = 200_000
 """Points asked for at once: about 30 MB of posteriors."""
+
+NO_LABEL = 0.999
+"""Where background is more probable than this, and all around, no label is to be expected."""
 
 
 class PosteriorField(Protocol):
@@ -31,6 +36,10 @@ class PosteriorField(Protocol):
     def at(self, points_mm: np.ndarray) -> np.ndarray:
         """(N, 3) world mm -> (C, N) float32 probabilities that sum to 1, or are 0 throughout where
         nothing is known."""
+        ...
+
+    def support(self, grid: Grid) -> np.ndarray:
+        """(X, Y, Z) bool: the voxels of a grid where something but background may be."""
         ...
 
 
@@ -62,6 +71,16 @@ class GridField:
         found[0] += 1 - found.sum(0)
         return found.clamp_(min=0).cpu().numpy()
 
+    def support(self, grid: Grid) -> np.ndarray:
+        """(X, Y, Z) bool, with a margin of more than a voxel of either grid."""
+        possible = (self.data[0] < NO_LABEL).cpu().numpy()
+        margin = 1 + math.ceil((grid.voxel_size_mm.max() / self.grid.voxel_size_mm).max())
+        # Labels fade out beyond the outermost centres as well.
+        wide = maximum_filter(np.pad(possible, margin), 2 * margin + 1)
+        affine = self.grid.affine.copy()
+        affine[:3, 3] = self.grid.to_world(np.full(3, -float(margin)))
+        return resample(Volume(wide, Grid(wide.shape, affine)), grid, order=0).data
+
 
 @dataclass(frozen=True, eq=False)
 class SeenField:
@@ -83,6 +102,10 @@ class SeenField:
         found[:, ~within] = 0
         found[:, within] *= ~self.unseen.data[tuple(nearest[within].T)]
         return found
+
+    def support(self, grid: Grid) -> np.ndarray:
+        """(X, Y, Z) bool: that of the source, whatever the scan shows."""
+        return self.source.support(grid)
 
     def is_empty(self, points_mm: np.ndarray) -> np.ndarray:
         """(N, 3) world mm -> (N,) bool: within the field of view, but nothing was measured."""
@@ -113,6 +136,10 @@ class MovedField:
         """(N, 3) mm in the other world -> (C, N)."""
         return self.source.at(points_mm @ self.transform[:3, :3].T + self.transform[:3, 3])
 
+    def support(self, grid: Grid) -> np.ndarray:
+        """(X, Y, Z) bool."""
+        return self.source.support(Grid(grid.shape, self.transform @ grid.affine))
+
 
 @dataclass(frozen=True)
 class MergedField:
@@ -133,6 +160,10 @@ class MergedField:
         """(N, 3) world mm -> (C, N)."""
         return surest([field.at(points_mm) for field in self.fields])
 
+    def support(self, grid: Grid) -> np.ndarray:
+        """(X, Y, Z) bool: where any of the fields has it."""
+        return np.any([field.support(grid) for field in self.fields], axis=0)
+
 
 def surest(posteriors: Sequence[np.ndarray]) -> np.ndarray:
     """Posteriors (C, ...) of several contrasts -> per point the whole vector of the surest one, as
@@ -152,6 +183,13 @@ def background_where_silent(posteriors: np.ndarray) -> np.ndarray:
     """Posteriors (C, ...), in place, with certain background where a field says nothing."""
     posteriors[0][is_silent(posteriors)] = 1
     return posteriors
+
+
+def chunks(mask: np.ndarray) -> Iterator[np.ndarray]:
+    """The voxels of a mask (X, Y, Z), so many at once as are asked for: indices (N, 3)."""
+    indices = np.argwhere(mask)
+    for start in range(0, len(indices), SLAB_VOXELS):
+        yield indices[start : start + SLAB_VOXELS]
 
 
 def slabs(source: PosteriorField, grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:

@@ -14,8 +14,8 @@ from bids_synthseg.segmentation.field import (
     MergedField,
     PosteriorField,
     background_where_silent,
+    chunks,
     is_silent,
-    slabs,
     surest,
 )
 
@@ -61,29 +61,36 @@ def label_volume(
     contrasts = source.fields if isinstance(source, MergedField) else (source,)
     chosen = np.zeros(grid.shape, dtype=np.int16)
     within = np.zeros(grid.shape, dtype=np.int16)
-    confidence = np.zeros(grid.shape, dtype=np.float32)
+    confidence = np.ones(grid.shape, dtype=np.float32)
     disagreement = np.zeros(grid.shape, dtype=bool) if len(contrasts) == 2 else None
+    support = source.support(grid)
     soft = np.zeros(len(aseg_table))
+    soft[0] = support.size - np.count_nonzero(support)
     tally = Tally(len(aseg_table))
-    kept = np.zeros((len(channels), *grid.shape), np.float32) if keep_posteriors else None
-    for views in zip(*(slabs(field, grid) for field in contrasts), strict=True):
-        part, each = views[0][0], [data for _, data in views]
+    kept = None
+    if keep_posteriors:
+        kept = np.zeros((len(channels), *grid.shape), np.float32)
+        kept[0] = ~support
+    for indices in chunks(support):
+        place, points_mm = tuple(indices.T), grid.to_world(indices)
+        each = [field.at(points_mm) for field in contrasts]
         data = background_where_silent(surest(each))
         folded = fold(data, channels)
-        chosen[part], confidence[part] = best_channel(folded)
-        within[part] = _member(data, channels, chosen[part])
-        soft += folded.reshape(len(folded), -1).sum(axis=1, dtype=np.float64)
+        labels, confidence[place] = best_channel(folded)
+        chosen[place] = labels
+        within[place] = _member(data, channels, labels)
+        soft += folded.sum(axis=1, dtype=np.float64)
         if kept is not None:
-            kept[:, part] = data
-        brain = chosen[part] > 0
-        tally.add(folded[:, brain], chosen[part][brain])
+            kept[:, place[0], place[1], place[2]] = data
+        brain = labels > 0
+        tally.add(folded[:, brain], labels[brain])
         if disagreement is not None:
             # Most of a scan is background beyond doubt.
             doubtful = np.minimum(each[0][0], each[1][0]) < CERTAIN_BACKGROUND
             doubtful &= ~is_silent(each[0]) & ~is_silent(each[1])
-            alone = [best_channel(fold(one[:, doubtful], channels))[0] for one in each]
+            alone = [best_channel(fold(data[:, doubtful], channels))[0] for data in each]
             tally.compare(*alone)
-            disagreement[part][doubtful] = alone[0] != alone[1]
+            disagreement[tuple(indices[doubtful].T)] = alone[0] != alone[1]
 
     def posterior_at(ijk: np.ndarray) -> np.ndarray:
         return fold(source.at(grid.to_world(ijk)), channels).T
