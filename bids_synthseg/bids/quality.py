@@ -171,9 +171,9 @@ LIMITS = (
 )  # fmt: skip
 """The rule."""
 
-UNSEEN_WEEKS = ((0.0, 21.0), (145.0, 979.0))
-"""Ages (since the last menstrual period) that training did not see: before 21 weeks, and from two
-to 18 years, where it saw a single child."""
+UNSEEN_WEEKS = ((0.0, 21.0), (75.0, 979.0))
+"""Ages (since the last menstrual period) that training did not see: before 21 weeks, and from eight
+months to 18 years."""
 
 
 @dataclass(frozen=True)
