@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_synthseg import __version__
-from bids_synthseg.bids.plan import expected_memory_mb
+from bids_synthseg.bids.plan import expected_memory_mb, largest_scan
 from bids_synthseg.bids.scans import ScanGroup
 from bids_synthseg.bids.sessions import Key, session_label
 from bids_synthseg.bids.status import one_line, row_of, tidy_status, write_status
@@ -125,9 +125,11 @@ def memory_problem(group: ScanGroup, memory_gb: float) -> str:
     need_gb = expected_memory_mb(group) / 1000
     if need_gb <= memory_gb:
         return ""
+    path, n_voxels = largest_scan(group)
+    cause = f" for {path} ({n_voxels / 1e6:.1f} million voxels)" if path else ""
     return (
-        f"needs about {need_gb:.1f} GB of memory, --mem-gb allows {memory_gb:g}; "
-        "raise it, or use fewer scans"
+        f"needs about {need_gb:.1f} GB of memory{cause}, there are {memory_gb:.1f}; give the job "
+        "more, raise --mem-gb where more may be used, or take a coarser scan"
     )
 
 

@@ -91,10 +91,12 @@ def segment(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:
         segmenter = work.segmenter
         write_dataset_files(bids_dir, output_dir, segmenter.table, named)
         tables = {"command_line": given, "segmentation": vars(options)}
-        # Plan and methods text tell of the whole, so that all parts of a job write the same.
+        # Plan and methods text tell of the whole, so that all parts of a job write the same; no
+        # part opens the scans of the others.
         methods = methods_of(groups, segmenter, options)
         write_run_files(output_dir, methods, tables, sys.argv, part and part.number)
-        write_text(output_dir / "logs" / "plan.tsv", plan_text(groups, bids_dir))
+        plan = plan_text(groups, bids_dir, with_memory=part is None)
+        write_text(output_dir / "logs" / "plan.tsv", plan)
         stop = given["stop_on_first_crash"]
         return run_sessions(
             mine, engine, output_dir, stop_on_first_crash=stop, part=part and part.number
@@ -115,13 +117,16 @@ def _dry_run(groups: "Sequence[ScanGroup]", bids_dir: Path, given: dict[str, Any
     from bids_synthseg.execution import memory_problem
     from bids_synthseg.models.checkpoint import load_model
     from bids_synthseg.pipeline import devices
+    from bids_synthseg.resources import available_memory_gb
 
-    if not (given["dask_scheduler"] or given["dask_cluster"]):
+    on_dask = given["dask_scheduler"] or given["dask_cluster"]
+    if not on_dask:
         devices(given["device"])
     if given["model"]:
         load_model(given["model"])
     groups = [checked(group) for group in groups]
-    if limit_gb := given["mem_gb"]:
+    if not on_dask:  # its workers have memory of their own
+        limit_gb = given["mem_gb"] or available_memory_gb()
         groups = [
             replace(group, problem=group.problem or memory_problem(group, limit_gb))
             for group in groups
@@ -163,7 +168,7 @@ def _engine(
         LOG.info("%d sessions at a time on %s", n_procs, ", ".join(there))
         engine = processes(work, n_procs, there, n_cpus, logs)
         work = work.with_device("cpu")
-    return work, within_memory(engine, given["mem_gb"]) if given["mem_gb"] else engine
+    return work, within_memory(engine, memory_gb)
 
 
 def report(bids_dir: Path, output_dir: Path, given: dict[str, Any]) -> int:

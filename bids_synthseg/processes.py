@@ -55,15 +55,15 @@ def fitting_processes(
     on_gpus = devices[0].startswith("cuda")
     n_procs = wanted or (min(PER_GPU * len(devices), n_cpus) if on_gpus else 1)
     n_procs = max(1, min(n_procs, len(groups)))
-    need_mb = max(map(expected_memory_mb, groups), default=0.0)
+    if n_procs == 1:
+        return 1
+    # Those that need more than there is do not begin.
+    needs_mb = map(expected_memory_mb, groups)
+    need_mb = max((need for need in needs_mb if need <= memory_gb * 1000), default=0.0)
     room_mb = memory_gb * 1000 - OWN_MEMORY_MB
-    if n_procs > 1 and n_procs * need_mb > room_mb:
+    if n_procs * need_mb > room_mb:
         n_procs = max(1, int(room_mb / need_mb))
         LOG.info("%d at a time, as memory allows", n_procs)
-    if need_mb > memory_gb * 1000:
-        LOG.warning(
-            "a session needs about %.1f GB of memory, there are %.1f GB", need_mb / 1000, memory_gb
-        )
     return n_procs
 
 

@@ -273,7 +273,20 @@ def test_a_session_that_is_too_large_does_not_begin(raw, tmp_path, pipeline, mon
     words = ("--mem-gb", "1.2", "--n-procs", "2")
     assert call(raw, tmp_path / "out", "participant", *words) == 1
     assert [g.label for g in pipeline.sessions] == ["sub-02_ses-a", "sub-02_ses-b"]
-    assert "sub-01: needs about 1.2 GB of memory, --mem-gb allows 1.2" in capsys.readouterr().err
+    assert "sub-01: needs about 1.2 GB of memory, there are 1.2; give" in capsys.readouterr().err
+
+
+def test_without_mem_gb_what_there_is_counts(
+    raw, tmp_path, pipeline, monkeypatch, capsys, names_only
+):
+    monkeypatch.setattr(plan, "MEMORY_MB", 2000.0)
+    monkeypatch.setattr("bids_synthseg.resources.available_memory_gb", lambda: 1.9)
+    assert call(raw, tmp_path / "out", "participant", "--dry-run") == 0
+    assert "3 sessions will fail" in (planned := capsys.readouterr()).err
+    assert planned.out.count("of memory, there are 1.9; give the job more") >= 3
+    assert call(raw, tmp_path / "out", "participant") == 1
+    assert pipeline.sessions == []
+    assert call(raw, tmp_path / "out", "participant", "--mem-gb", "3") == 0
 
 
 def test_a_scheduler_out_of_reach_is_for_later(raw, tmp_path, pipeline, monkeypatch, capsys):

@@ -203,7 +203,7 @@ def test_what_needs_too_much_memory_does_not_begin(tmp_path, monkeypatch):
         assert run_sessions([group], engine, tmp_path) == (memory_gb < 1.5)
     assert calls == ["sub-02"]
     message = statuses(tmp_path)["sub-01", "n/a"]["message"]
-    assert message.startswith("needs about 1.5 GB of memory, --mem-gb allows 1.4; raise it")
+    assert message.startswith("needs about 1.5 GB of memory, there are 1.4; give the job more")
 
 
 def test_earlier_rows_stay_and_are_replaced(tmp_path):

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from bids_synthseg.bids import plan
 from bids_synthseg.bids.scans import Scan, ScanGroup
 
@@ -32,6 +35,32 @@ def test_table():
     ]
     seconds = sum(float(row[4]) for row in rows[1:] if row[4] != "n/a")
     assert seconds == sum(map(plan.expected_seconds, GROUPS))
+
+
+def test_memory_follows_the_voxels_of_the_largest_scan(bids_tree):
+    sizes = {"T1w": (10, 20, 30), "T2w": (10, 20, 31)}
+    names = {suffix: f"sub-1_{suffix}.nii.gz" for suffix in sizes}
+    root = bids_tree(
+        {"sub-1": {"anat": {names[s]: np.zeros(shape, np.int16) for s, shape in sizes.items()}}}
+    )
+    scans = tuple(Scan.from_path(root / "sub-1" / "anat" / name) for name in names.values())
+    both = ScanGroup("1", None, scans)
+    assert plan.largest_scan(both) == (scans[1].path, 6200)
+    assert plan.largest_scan(GROUPS[0]) == (None, 0)
+    voxels_mb = 6200 * plan.BYTES_PER_VOXEL / 1e6
+    assert plan.expected_memory_mb(both) == pytest.approx(
+        plan.MEMORY_MB + 2 * plan.MEMORY_MB_PER_SCAN + voxels_mb
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_scans", "million_voxels", "measured_mb"),
+    [(1, 2.3, 1333), (1, 11.1, 1390), (2, 27.0, 2061), (1, 27.0, 1925), (1, 64.0, 3074)],
+)
+def test_memory_is_that_of_single_runs(monkeypatch, n_scans, million_voxels, measured_mb):
+    monkeypatch.setattr(plan, "_n_voxels", lambda path: int(million_voxels * 1e6))
+    expected_mb = plan.expected_memory_mb(GROUPS[0 if n_scans == 2 else 1])
+    assert 0.9 < expected_mb / measured_mb < 1.25
 
 
 def test_summary(monkeypatch):

@@ -1,14 +1,17 @@
 """What a run is going to do: scans used and left out with the reason, expected time and memory.
 
-`--dry-run` prints the table, a run writes it to `logs/plan.tsv`. The expectation is a straight line
-in the number of scans. Of the newborns of 0.86 mm in benchmarks/README.md one took 24.7 s for T1w,
-T2w and report on two cores of an AMD EPYC (Zen 3) without GPU, and five one after another 1.67 GB;
-how much of the memory a second scan takes is an estimate from its posteriors.
-Only a dry run opens images, and only their headers; larger grids take more.
+`--dry-run` prints the table, a run writes it to `logs/plan.tsv`. Expected seconds are a straight
+line in the number of scans: of the newborns of 0.86 mm in benchmarks/README.md one took 24.7 s for
+T1w, T2w and report on two cores of an AMD EPYC (Zen 3) without GPU. Expected memory is that of
+libraries and network, and a share for every scan and for every voxel of the largest one;
+benchmarks/memory.py compares it with what is measured. Of images only the headers are opened.
 """
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from bids_synthseg.bids.scans import ScanGroup
@@ -18,8 +21,9 @@ from bids_synthseg.nifti import read_geometry
 from bids_synthseg.reading import read_head
 
 SECONDS_PER_SCAN = 12.0
-MEMORY_MB = 1200.0
-MEMORY_MB_PER_SCAN = 240.0
+MEMORY_MB = 1150.0
+MEMORY_MB_PER_SCAN = 150.0
+BYTES_PER_VOXEL = 30.0
 
 
 def expected_seconds(group: ScanGroup) -> float:
@@ -29,7 +33,24 @@ def expected_seconds(group: ScanGroup) -> float:
 
 def expected_memory_mb(group: ScanGroup) -> float:
     """Peak memory of the process in MB (10^6 bytes)."""
-    return MEMORY_MB + MEMORY_MB_PER_SCAN * len(group.scans)
+    _, n_voxels = largest_scan(group)
+    return MEMORY_MB + MEMORY_MB_PER_SCAN * len(group.scans) + BYTES_PER_VOXEL * n_voxels / 1e6
+
+
+def largest_scan(group: ScanGroup) -> tuple[Path | None, int]:
+    """The scan with the most voxels, and their number, by the headers; None and 0 without one that
+    can be read, as such a session fails before it takes any memory."""
+    sizes: dict[Path | None, int] = {None: 0}
+    for scan in group.scans:
+        with suppress(AppError):
+            sizes[scan.path] = _n_voxels(scan.path)
+    path = max(sizes, key=lambda path: sizes[path])
+    return path, sizes[path]
+
+
+@cache
+def _n_voxels(path: Path) -> int:
+    return math.prod(read_geometry(path).grid.shape)
 
 
 def checked(group: ScanGroup) -> ScanGroup:
@@ -45,11 +66,12 @@ def checked(group: ScanGroup) -> ScanGroup:
     return group
 
 
-def plan_text(groups: Sequence[ScanGroup], bids_dir: Path) -> str:
+def plan_text(groups: Sequence[ScanGroup], bids_dir: Path, *, with_memory: bool = True) -> str:
     """Table with one row per image, tab-separated; those outside the data set by their full path.
 
     What a session is expected to take stands in the row of its first scan alone, so that the
-    column adds up. One that is known to fail says so in place of "segmented".
+    column adds up. One that is known to fail says so in place of "segmented". The expected memory
+    takes a look at every header; without it the column is "n/a".
     """
     root = Path(bids_dir).absolute()
     columns: dict[str, list] = {
@@ -67,7 +89,7 @@ def plan_text(groups: Sequence[ScanGroup], bids_dir: Path) -> str:
                 path and _shown(path, root),
                 use,
                 expected_seconds(group) if number == 0 else None,
-                expected_memory_mb(group) if number == 0 else None,
+                expected_memory_mb(group) if with_memory and number == 0 else None,
             )
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)

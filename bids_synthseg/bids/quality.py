@@ -129,7 +129,7 @@ class Limit:
 
 
 EMPTY_TISSUE_ML = 5.0
-"""Brains that were cut out of their scans, newborns' and adults', have at most 0.1."""
+"""Whole brains that were cut out of their scans have 0.0 (newborns) and 0.07 to 2.3 ml (adults)."""
 
 LIMITS = (
     Limit("predicted_dice", "below", 0.74, 0.66, "The network is unsure: it expects a Dice of "
