@@ -95,7 +95,8 @@ def align(fixed: Segmented, moving: Segmented) -> Alignment:
     found = _by_intensities(fixed, moving, rough if rough_dice > before else identity)
     after = overlap(fixed.field, moving.field, found)
     twin = mirrored(moving.field)
-    twin_start = _by_centres(fixed.field, twin)
+    # Scans that lie on each other by their headers need not be turned about to be compared.
+    twin_start = _by_centres(fixed.field, twin, turned=before < MIN_DICE)
     twin_place = _by_posteriors(fixed.field, twin, twin_start, shrink=(4,))
     mirrored_dice = overlap(fixed.field, twin, twin_place)
     # What posteriors say of the mirror image is to be compared with what they say of the scan.
@@ -190,9 +191,9 @@ def _by_posteriors(
     return _optimised(method, first, second, start, shrink)
 
 
-def _by_centres(fixed: GridField, moving: GridField) -> np.ndarray:
-    """The rigid transform (4, 4) that lays centres of structures on each other, or centre on centre
-    after a quarter turn or several: the one with the best overlap."""
+def _by_centres(fixed: GridField, moving: GridField, turned: bool = True) -> np.ndarray:
+    """The rigid transform (4, 4) that lays centres of structures on each other, or, if `turned`,
+    centre on centre after a quarter turn or several: the one with the best overlap."""
     (here, here_mass), (there, there_mass) = (_centres(field) for field in (fixed, moving))
     weight = np.minimum(here_mass, there_mass)
     if not weight.any():
@@ -202,7 +203,7 @@ def _by_centres(fixed: GridField, moving: GridField) -> np.ndarray:
     # Kabsch 1976: the rotation with the least squares of distances.
     left, _, right = np.linalg.svd((there - other_middle).T @ (weight[:, None] * (here - middle)))
     handed = np.diag([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
-    turns = [left @ handed @ right, *_quarter_turns()]
+    turns = [left @ handed @ right, *(_quarter_turns() if turned else ())]
 
     def placed(turn: np.ndarray) -> np.ndarray:
         transform = np.eye(4)
@@ -214,18 +215,18 @@ def _by_centres(fixed: GridField, moving: GridField) -> np.ndarray:
         angle = np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))
         return overlap(fixed, moving, placed(turn), every=4) - COST_OF_A_TURN * angle / np.pi
 
-    return placed(max(turns, key=fit))
+    return placed(turns[0] if len(turns) == 1 else max(turns, key=fit))
 
 
 def _centres(field: GridField) -> tuple[np.ndarray, np.ndarray]:
     """(C - 1, 3) centres in mm of the posteriors of all labels, and (C - 1,) their volumes in mm3;
     of labels too small to tell a place both are 0."""
-    data = field.data[1:].float().cpu().numpy().astype(np.float64)
-    mass = data.sum(axis=(1, 2, 3))
+    data = field.data[1:].float().cpu().numpy()
+    mass = data.sum(axis=(1, 2, 3), dtype=np.float64)
     sums = []
     for axis, n in enumerate(field.grid.shape):
         others = tuple(other for other in (1, 2, 3) if other != axis + 1)
-        sums.append(data.sum(axis=others) @ np.arange(n))
+        sums.append(data.sum(axis=others, dtype=np.float64) @ np.arange(n))
     large = mass > 0.005 * mass.sum()
     centres = np.zeros((len(data), 3))
     centres[large] = field.grid.to_world((np.stack(sums, axis=1)[large].T / mass[large]).T)

@@ -7,6 +7,7 @@ native posteriors never need to exist as a whole.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -59,6 +60,11 @@ class GridField:
     def brain(self) -> np.ndarray:
         """(X, Y, Z) bool: where background is less probable than all labels together."""
         return (self.data[0] < 0.5).cpu().numpy()
+
+    @cached_property
+    def channels(self) -> np.ndarray:
+        """(X, Y, Z) int64: the most probable channel."""
+        return self.data.argmax(0).cpu().numpy()
 
     def at(self, points_mm: np.ndarray) -> np.ndarray:
         """(N, 3) world mm -> (C, N)."""

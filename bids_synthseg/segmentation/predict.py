@@ -92,7 +92,7 @@ class Segmented:
         table, channels = self.field.table.fold("aseg")
         grid, tissue = self.field.grid, solid_tissue(self.field)
         empty = self.answer.is_empty(grid.to_world(np.argwhere(tissue)))
-        labels = channels[self.field.data.argmax(0).cpu().numpy()[tissue][empty]]
+        labels = channels[self.field.channels[tissue][empty]]
         sizes_ml = np.bincount(labels, minlength=len(table)) * grid.voxel_volume_mm3 / 1000
         order = [channel for channel in np.argsort(-sizes_ml) if sizes_ml[channel] > 0]
         return {table.rows[channel].name: float(sizes_ml[channel]) for channel in order}
@@ -213,8 +213,7 @@ def _look(canonical: Volume, frame: Grid, model: Model, locator: Model) -> _Look
 def solid_tissue(field: GridField) -> np.ndarray:
     """(X, Y, Z) bool: voxels of brain, fluid left out."""
     fluid = np.array([row.mapping == FLUID for row in field.table.rows])
-    channels = field.data.argmax(0).cpu().numpy()
-    return (channels > 0) & ~fluid[channels]
+    return (field.channels > 0) & ~fluid[field.channels]
 
 
 def _same_field(taken: np.ndarray | None, found: np.ndarray | None, mask: np.ndarray) -> bool:
@@ -302,5 +301,5 @@ def _probabilities(image: torch.Tensor, model: Model) -> torch.Tensor:
 
 def brain_box(field: GridField) -> BrainBox | None:
     """The box of the largest piece of brain in a field; None where there is none."""
-    fluid = field.table.ids[field.data.argmax(0).cpu().numpy()] == CSF_ID
+    fluid = field.table.ids[field.channels] == CSF_ID
     return box_of(largest_component(without_far_fluid(field.brain, fluid)), field.grid)

@@ -30,7 +30,7 @@ _WORST_IS_LOWEST = ("predicted_dice", "mirror_dice", "agreement_dice")
 def aseg_agreement(first: GridField, second: GridField) -> np.ndarray:
     """(C,) Dice of the labels of two fields on one grid."""
     aseg_table, channels = first.table.fold("aseg")
-    ours, theirs = (channels[f.data.argmax(0).cpu().numpy()] for f in (first, second))
+    ours, theirs = (channels[f.channels] for f in (first, second))
     return channel_dice(ours, theirs, len(aseg_table))
 
 
