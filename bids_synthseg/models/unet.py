@@ -274,7 +274,7 @@ class UNet(nn.Module):
         part = features[:, :, cubes[0], cubes[1]].movedim(1, -1)
         logits = F.linear(part, weight.flatten(0, 3), bias.flatten()).movedim(-1, 1)
         sides = (weight.shape[1], weight.shape[2], 2)
-        return _voxels_of_cubes(logits, sides)[:, :, _within(rows), _within(columns)]
+        return channels_to_cubes(logits, sides)[:, :, _within(rows), _within(columns)]
 
     def by_level(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters of the finest level, and those of all others."""
@@ -355,13 +355,9 @@ def cubes_to_channels(image: torch.Tensor) -> torch.Tensor:
     return halves.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
 
 
-def channels_to_cubes(image: torch.Tensor) -> torch.Tensor:
-    """(B, 8 C, X, Y, Z) -> (B, C, 2 X, 2 Y, 2 Z): the inverse of `cubes_to_channels`."""
-    return _voxels_of_cubes(image, (2, 2, 2))
-
-
-def _voxels_of_cubes(image: torch.Tensor, sides: tuple[int, int, int]) -> torch.Tensor:
-    """(B, I J K C, X, Y, Z) -> (B, C, I X, J Y, K Z) for cubes of sides (I, J, K)."""
+def channels_to_cubes(image: torch.Tensor, sides: tuple[int, int, int] = (2, 2, 2)) -> torch.Tensor:
+    """(B, C I J K, X, Y, Z) -> (B, C, I X, J Y, K Z) for cubes of sides (I, J, K): the inverse of
+    `cubes_to_channels`, also for a part of every cube."""
     parts = image.unflatten(1, (-1, *sides)).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return parts.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
